@@ -1,0 +1,109 @@
+# `make` lists the targets. Each builds the environment it needs, once: a stamp inside it is
+# renewed when setup.cfg or pyproject.toml changes.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# make PYTHON=...      the interpreter that new environments are made with
+# make PIP_FLAGS=...   more options for pip install, such as an index of CPU-only wheels
+# make test ARGS=...   more arguments for what the target runs
+PYTHON ?=
+PYTHONS = python3.11 python3.12 python3.13 python3 python
+PIP_FLAGS ?=
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+# The backends besides TensorFlow, at the version they are tested with.
+BACKEND_jax = jax==0.10.2
+BACKEND_torch = torch==2.13.0
+
+VENVS = .venv .venv-jax .venv-torch
+PY = .venv/bin/python
+TEST_READY = .venv/.kreg-test
+BENCH_READY = .venv/.kreg-bench
+PIP_INSTALL = -m pip install --quiet --no-input $(PIP_FLAGS)
+
+.PHONY: help demo test test-backends test-jax test-torch lint types bench package clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+demo: $(TEST_READY) ## register MNIST digits: train, evaluate, write pictures (ARGS="--mnist FILE")
+	$(PY) examples/mnist.py $(ARGS)
+
+test: $(TEST_READY) ## run the tests on TensorFlow (ARGS="-k warp")
+	KERAS_BACKEND=tensorflow $(PY) -m pytest $(ARGS)
+
+test-backends: test-jax test-torch ## run the tests on JAX and on PyTorch, without TensorFlow installed
+
+test-jax test-torch: test-%: .venv-%/.kreg-test
+	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest $(ARGS)
+
+lint: $(TEST_READY) ## check style and format with ruff
+	$(PY) -m ruff check $(ARGS)
+	$(PY) -m ruff format --check
+
+types: $(TEST_READY) ## check types with mypy
+	$(PY) -m mypy $(ARGS)
+
+bench: $(BENCH_READY) ## run the benchmarks against other libraries
+	$(PY) -m benchmarks $(ARGS)
+
+# build makes the wheel from the sdist, so a good wheel proves both. An egg-info or build folder
+# left from before would bring back files that have been deleted since.
+package: $(TEST_READY) ## build the sdist and the wheel into dist/ and check what is inside
+	rm -rf build dist kreg.egg-info
+	$(PY) -m build --no-isolation
+	KREG_WHEEL="$$(echo dist/*.whl)" $(PY) -m pytest -k wheel tests/test_packaging.py
+
+clean: ## remove builds and caches; environments (.venv*) and outputs/ stay
+	rm -rf build dist kreg.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# --- environments ---
+
+# Sets $python to an interpreter that is new enough, or says what is missing.
+find_python = \
+	for python in $(or $(PYTHON),$(PYTHONS)); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+		python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "kreg needs Python 3.11 or newer. Tried: $(or $(PYTHON),$(PYTHONS))" >&2; \
+		echo "Install it, or name it: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi
+
+$(VENVS:%=%/bin/python): %/bin/python:
+	@$(find_python); \
+	echo "Creating $* with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $* >/dev/null 2>&1 \
+	|| "$$python" -m virtualenv --quiet --clear $* 2>/dev/null \
+	|| { rm -rf $*; \
+		echo "$$python can make no environment: install its venv module (Debian, Ubuntu:" >&2; \
+		echo "apt-get install python3-venv) or the virtualenv package." >&2; \
+		exit 1; }
+
+$(TEST_READY): $(PY) setup.cfg pyproject.toml
+	@echo "Installing kreg and its test tools into .venv (the first time this takes minutes)"
+	@$(PY) $(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+$(BENCH_READY): $(TEST_READY)
+	@echo "Installing what the benchmarks compare with into .venv (the first time this takes minutes)"
+	@$(PY) $(PIP_INSTALL) --editable '.[bench]'
+	@touch $@
+
+# What setup.cfg requires, but for TensorFlow.
+requirements = from configparser import ConfigParser; \
+	config = ConfigParser(); config.read("setup.cfg"); \
+	lines = config["options"]["install_requires"] + config["options.extras_require"]["test"]; \
+	print(*(line for line in lines.split("\n") if not line.startswith("tensorflow")), sep="\n")
+
+.venv-jax/.kreg-test .venv-torch/.kreg-test: .venv-%/.kreg-test: .venv-%/bin/python setup.cfg pyproject.toml
+	@echo "Installing kreg with $(BACKEND_$*) and without TensorFlow into .venv-$* (the first time this takes minutes)"
+	@.venv-$*/bin/python -c '$(requirements)' > .venv-$*/requirements.txt
+	@.venv-$*/bin/python $(PIP_INSTALL) --requirement .venv-$*/requirements.txt '$(BACKEND_$*)'
+	@.venv-$*/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@

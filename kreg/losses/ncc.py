@@ -1,0 +1,76 @@
+"""Global normalised cross-correlation."""
+
+import keras
+from keras import ops
+
+from kreg.losses.image_loss import ImageLoss, voxel_weights
+from kreg.ops.coordinates import check_image, check_same_size
+
+#: Variance below this share of the mean square is rounding, not contrast (float32).
+_RELATIVE_FLOOR = 1e-10
+_TINY = 1e-20
+
+
+def standardise(image, weights=None):
+    """(x - mean) / std over the voxels of each channel of each sample; 0 where x is constant."""
+    axes = tuple(range(1, len(image.shape) - 1))
+
+    def mean(x):
+        if weights is None:
+            return ops.mean(x, axis=axes, keepdims=True)
+        total = ops.maximum(ops.sum(weights, axis=axes, keepdims=True), _TINY)
+        return ops.sum(weights * x, axis=axes, keepdims=True) / total
+
+    centred = image - mean(image)
+    floor = _RELATIVE_FLOOR * mean(ops.square(image)) + _TINY
+    return centred * ops.rsqrt(mean(ops.square(centred)) + floor)
+
+
+@keras.saving.register_keras_serializable("kreg")
+def ncc(fixed, warped, mask=None):
+    """NCC = cov(f, w) / sqrt(var f var w), over all voxels; 1 is best, a x + b changes nothing.
+
+    Channels are correlated one by one and averaged. A constant image correlates with nothing: 0.
+
+    Args:
+        fixed, warped: ``(batch, *spatial, channels)``, floating.
+        mask: None, or weights of the voxels, ``(batch, *spatial)`` or ``(batch, *spatial, 1)``.
+
+    Returns:
+        ``(batch,)`` in [-1, 1].
+
+    Raises:
+        ValueError: if the shapes differ or the images are not floating.
+    """
+    fixed, warped = check_image(fixed, "fixed"), check_image(warped, "warped")
+    check_same_size(fixed, warped)
+    fixed, warped = ops.cast(fixed, "float32"), ops.cast(warped, "float32")
+    weights = None if mask is None else voxel_weights(mask, fixed)
+    product = standardise(fixed, weights) * standardise(warped, weights)
+    axes = tuple(range(1, len(fixed.shape) - 1))
+    if weights is None:
+        correlation = ops.mean(product, axis=axes)
+    else:
+        total = ops.maximum(ops.sum(weights, axis=axes), _TINY)
+        correlation = ops.sum(weights * product, axis=axes) / total
+    return ops.mean(correlation, axis=-1)
+
+
+@keras.saving.register_keras_serializable("kreg")
+class NCC(ImageLoss):
+    """loss = 1 - NCC(fixed, warped), in [0, 2]; smaller is better, 0 at a perfect match.
+
+    The similarity itself is `kreg.losses.ncc`. Unaffected by a x + b on either image (a > 0).
+
+    Call arguments:
+        y_true: fixed images, ``(batch, *spatial, channels)``.
+        y_pred: warped images, same shape.
+        sample_weight: None, ``(batch,)``, or a mask ``(batch, *spatial[, 1])``.
+    """
+
+    def __init__(self, name="ncc", reduction="sum_over_batch_size", dtype=None):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def compare(self, fixed, warped, mask):
+        """Return 1 - NCC of each pair, ``(batch,)``."""
+        return 1.0 - ncc(fixed, warped, mask)

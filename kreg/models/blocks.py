@@ -1,0 +1,53 @@
+"""Blocks that the models of the zoo share."""
+
+from keras import Input
+from keras import layers as keras_layers
+
+from kreg.layers import CropLike
+
+
+def image_inputs(image_shape) -> dict:
+    """Return the inputs {"moving", "fixed"} of a model, or say what is wrong with the shape.
+
+    Args:
+        image_shape: ``(*spatial, channels)``, 2-D or 3-D; a spatial size may be None.
+
+    Raises:
+        ValueError: for another rank, or sizes that cannot be those of channels-last images.
+    """
+    shape = tuple(image_shape)
+    sizes = [size for size in shape[:-1] if size is not None]
+    if len(shape) not in (3, 4) or shape[-1] is None or any(size < 4 for size in sizes):
+        raise ValueError(
+            "Expected an image shape (*spatial, channels), 2-D or 3-D, channels last, at least 4 "
+            "voxels along each spatial axis (None where unknown), such as (28, 28, 1). "
+            f"Received: {shape}."
+        )
+    return {name: Input(shape, name=name) for name in ("moving", "fixed")}
+
+
+def by_dimension(kind: str, dimensions: int, *args, **kwargs):
+    """Return Keras's layer `kind` (Conv, AveragePooling, UpSampling ...) for that many axes."""
+    return getattr(keras_layers, f"{kind}{dimensions}D")(*args, **kwargs)
+
+
+def convolution_block(x, filters: int, name: str, strides: int = 1):
+    """Return convolution (3^D) -> batch normalisation -> LeakyReLU(0.1)."""
+    dimensions = len(x.shape) - 2
+    x = by_dimension(
+        "Conv", dimensions, filters, 3, strides, padding="same", use_bias=False, name=name
+    )(x)
+    x = keras_layers.BatchNormalization(name=f"{name}_norm")(x)
+    return keras_layers.LeakyReLU(0.1, name=f"{name}_relu")(x)
+
+
+def pool(x):
+    """Return averages of 2^D voxels; an odd axis is rounded up."""
+    return by_dimension("AveragePooling", len(x.shape) - 2, 2, padding="same")(x)
+
+
+def upsample_and_join(x, skip, name: str):
+    """Return x, twice as large and cropped to `skip`, with the channels of `skip` behind it."""
+    x = by_dimension("UpSampling", len(x.shape) - 2, 2, name=f"{name}_upsample")(x)
+    x = CropLike(name=f"{name}_crop")(x, skip)
+    return keras_layers.Concatenate(name=f"{name}_join")([x, skip])

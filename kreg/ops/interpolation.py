@@ -1,0 +1,169 @@
+"""Sampling an image at points: linear or nearest, with the border as an object.
+
+A border is a function ``(image, points) -> (image, points)`` that returns points which all lie
+within the image it returns. Pass one of `zero_border`, `nearest_border`, `reflect_border`, or
+your own.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+from kreg.ops.coordinates import COORDINATE_DTYPE, check_image, spatial_shape
+
+Border = Callable[..., tuple]
+
+
+def _clip(image, points):
+    """Points moved to the nearest voxel centre of the image where they lie outside."""
+    last = ops.stack([ops.cast(n, COORDINATE_DTYPE) - 1 for n in spatial_shape(image)])
+    return ops.clip(points, ops.zeros_like(last), last)
+
+
+@keras.saving.register_keras_serializable("kreg")
+def zero_border(image, points):
+    """Beyond the image lie zeros: ``0 0 0 | a b c d | 0 0 0`` (SciPy's ``grid-constant``)."""
+    # One voxel of padding turns "zero outside" into "nearest": no weight needs a mask.
+    dimensions = len(image.shape) - 2
+    image = ops.pad(image, [(0, 0), *[(1, 1)] * dimensions, (0, 0)])
+    return image, _clip(image, points + 1)
+
+
+@keras.saving.register_keras_serializable("kreg")
+def nearest_border(image, points):
+    """Beyond the image its border goes on: ``a a a | a b c d | d d d`` (SciPy's ``nearest``)."""
+    return image, _clip(image, points)
+
+
+@keras.saving.register_keras_serializable("kreg")
+def reflect_border(image, points):
+    """The image is mirrored at its edge: ``c b a | a b c d | d c b`` (SciPy's ``reflect``)."""
+    size = ops.stack([ops.cast(n, COORDINATE_DTYPE) for n in spatial_shape(image)])
+    folded = ops.mod(points + 0.5, 2 * size)
+    return image, _clip(image, ops.minimum(folded, 2 * size - folded) - 0.5)
+
+
+def _check(image, points):
+    image = check_image(image)
+    points = ops.cast(points, COORDINATE_DTYPE)
+    dimensions = len(image.shape) - 2
+    if len(points.shape) < 3 or points.shape[-1] != dimensions:
+        raise ValueError(
+            f"Expected `points` of shape (batch, ..., {dimensions}) for an image with "
+            f"{dimensions} spatial axes. Received: points {tuple(points.shape)}, "
+            f"image {tuple(image.shape)}."
+        )
+    batches = image.shape[0], points.shape[0]
+    if None not in batches and batches[0] != batches[1]:
+        raise ValueError(
+            "Expected as many images as sets of points; repeat the smaller batch first "
+            f"(`keras.ops.repeat`). Received: points {tuple(points.shape)}, "
+            f"image {tuple(image.shape)}."
+        )
+    return image, points
+
+
+def _rows(image, dtype):
+    """The image as rows of channels, and the row where each image of the batch begins."""
+    sizes = spatial_shape(image)
+    strides = [1]
+    for size in reversed(sizes):
+        strides.insert(0, strides[0] * size)
+    flat = ops.reshape(image, (-1, image.shape[-1]))
+    starts = ops.arange(ops.shape(image)[0], dtype=dtype) * strides[0]
+    return flat, starts, strides[1:]
+
+
+def _index_dtype(image):
+    known = [n for n in image.shape[:-1] if n is not None]
+    rows = 1
+    for size in known:
+        rows *= size
+    return "int64" if rows >= 2**31 else "int32"
+
+
+def _lower_corner(points, sizes, dtype):
+    """Index of the cell's lower corner, and the position within the cell, one tensor an axis."""
+    lower, fraction = [], []
+    for axis, size in enumerate(sizes):
+        coordinate = points[..., axis]
+        # The int is clipped too: the cast of NaN is any int, and a gather must stay inside.
+        index = ops.cast(ops.floor(coordinate), dtype)
+        index = ops.clip(index, 0, ops.maximum(ops.cast(size, dtype) - 2, 0))
+        lower.append(index)
+        fraction.append(coordinate - ops.cast(index, COORDINATE_DTYPE))
+    return lower, fraction
+
+
+@keras.saving.register_keras_serializable("kreg")
+def sample(image, points, *, border: Border = zero_border):
+    """out[p] = sum over the 2^D voxels v around p of image[v] prod_d (1 - abs(p_d - v_d)).
+
+    Linear interpolation (bilinear, trilinear), differentiable in the image and in the points.
+
+    Args:
+        image: ``(batch, *spatial, channels)``, floating.
+        points: ``(batch, ..., D)``, voxel indices.
+        border: what lies outside: `zero_border`, `nearest_border` or `reflect_border`.
+
+    Returns:
+        ``(batch, ..., channels)`` in the dtype of the image.
+
+    Raises:
+        ValueError: if ranks, components or batch sizes do not fit, or the image is not floating.
+    """
+    image, points = _check(image, points)
+    image, points = border(image, points)
+    dtype = _index_dtype(image)
+    sizes = spatial_shape(image)
+    flat, index, strides = _rows(image, dtype)
+    lower, fraction = _lower_corner(points, sizes, dtype)
+
+    index = ops.reshape(index, (-1,) + (1,) * (len(points.shape) - 2))
+    for corner, stride in zip(lower, strides, strict=True):
+        index = index + corner * stride
+    # An axis of one voxel has no upper neighbour: its step is 0, its fraction as well.
+    steps = [
+        stride * ops.minimum(ops.cast(size, dtype) - 1, 1)
+        for stride, size in zip(strides, sizes, strict=True)
+    ]
+    values = [
+        ops.take(flat, index + sum(o * s for o, s in zip(offsets, steps, strict=True)), axis=0)
+        for offsets in itertools.product((0, 1), repeat=len(sizes))
+    ]
+    for weight in reversed(fraction):  # the last axis varies fastest: neighbours in `values`
+        weight = ops.cast(weight[..., None], image.dtype)
+        pairs = zip(values[0::2], values[1::2], strict=True)
+        values = [low + (high - low) * weight for low, high in pairs]
+    return values[0]
+
+
+@keras.saving.register_keras_serializable("kreg")
+def sample_nearest(image, points, *, border: Border = zero_border):
+    """out[p] = image[round(p)]: the value of the nearest voxel, for labels and masks.
+
+    Halves round up. Differentiable in the image; the gradient to the points is zero.
+
+    Args:
+        image: ``(batch, *spatial, channels)``, floating.
+        points: ``(batch, ..., D)``, voxel indices.
+        border: what lies outside: `zero_border`, `nearest_border` or `reflect_border`.
+
+    Returns:
+        ``(batch, ..., channels)`` in the dtype of the image.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    image, points = _check(image, points)
+    image, points = border(image, ops.floor(points + 0.5))
+    dtype = _index_dtype(image)
+    flat, index, strides = _rows(image, dtype)
+    index = ops.reshape(index, (-1,) + (1,) * (len(points.shape) - 2))
+    for axis, (stride, size) in enumerate(zip(strides, spatial_shape(image), strict=True)):
+        # Rounded again: a reflected integer may lie on a half.
+        nearest = ops.cast(ops.floor(points[..., axis] + 0.5), dtype)
+        index = index + ops.clip(nearest, 0, ops.cast(size, dtype) - 1) * stride
+    return ops.take(flat, index, axis=0)

@@ -1,0 +1,23 @@
+"""The drop-in Keras layers, imported as `kreg.layers`."""
+
+if __name__ != "kreg.layers":
+    raise ImportError(
+        "Expected this folder to be imported as `kreg.layers`: under another name every layer "
+        f"would be defined twice. Received: import of `{__name__}`. Use `from kreg import layers`."
+    )
+
+from kreg.layers.compose_displacements import ComposeDisplacements
+from kreg.layers.crop_like import CropLike
+from kreg.layers.depth_to_space import DepthToSpace
+from kreg.layers.integrate_velocity import IntegrateVelocity
+from kreg.layers.resize_displacement import ResizeDisplacement
+from kreg.layers.spatial_transformer import SpatialTransformer
+
+__all__ = [
+    "ComposeDisplacements",
+    "CropLike",
+    "DepthToSpace",
+    "IntegrateVelocity",
+    "ResizeDisplacement",
+    "SpatialTransformer",
+]
