@@ -18,13 +18,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BACKEND_jax = jax==0.10.2
 BACKEND_torch = torch==2.13.0
 
-VENVS = .venv .venv-jax .venv-torch
+VENVS = .venv .venv-jax .venv-torch .venv-oldest
 PY = .venv/bin/python
 TEST_READY = .venv/.kreg-test
 BENCH_READY = .venv/.kreg-bench
 PIP_INSTALL = -m pip install --quiet --no-input $(PIP_FLAGS)
 
-.PHONY: help demo test test-backends test-jax test-torch lint types bench package clean
+.PHONY: help demo test test-backends test-jax test-torch test-oldest lint types bench package clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ test-backends: test-jax test-torch ## run the tests on JAX and on PyTorch, witho
 
 test-jax test-torch: test-%: .venv-%/.kreg-test
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest $(ARGS)
+
+test-oldest: .venv-oldest/.kreg-test ## run the tests with every requirement at its lower bound
+	KERAS_BACKEND=tensorflow .venv-oldest/bin/python -m pytest $(ARGS)
 
 lint: $(TEST_READY) ## check style and format with ruff
 	$(PY) -m ruff check $(ARGS)
@@ -95,15 +98,24 @@ $(BENCH_READY): $(TEST_READY)
 	@$(PY) $(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
-# What setup.cfg requires, but for TensorFlow.
+# What setup.cfg requires of a user and of the tests, line by line.
 requirements = from configparser import ConfigParser; \
 	config = ConfigParser(); config.read("setup.cfg"); \
-	lines = config["options"]["install_requires"] + config["options.extras_require"]["test"]; \
-	print(*(line for line in lines.split("\n") if not line.startswith("tensorflow")), sep="\n")
+	needed = config["options"]["install_requires"].split(); \
+	tests = config["options.extras_require"]["test"].split()
 
 .venv-jax/.kreg-test .venv-torch/.kreg-test: .venv-%/.kreg-test: .venv-%/bin/python setup.cfg pyproject.toml
 	@echo "Installing kreg with $(BACKEND_$*) and without TensorFlow into .venv-$* (the first time this takes minutes)"
-	@.venv-$*/bin/python -c '$(requirements)' > .venv-$*/requirements.txt
+	@.venv-$*/bin/python -c '$(requirements); \
+		print(*(line for line in needed + tests if not line.startswith("tensorflow")), sep="\n")' > .venv-$*/requirements.txt
 	@.venv-$*/bin/python $(PIP_INSTALL) --requirement .venv-$*/requirements.txt '$(BACKEND_$*)'
 	@.venv-$*/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-oldest/.kreg-test: .venv-oldest/bin/python setup.cfg pyproject.toml
+	@echo "Installing kreg and the oldest versions that it allows into .venv-oldest (the first time this takes minutes)"
+	@.venv-oldest/bin/python -c '$(requirements); \
+		print(*(line.replace(">=", "==") for line in needed), *tests, sep="\n")' > .venv-oldest/requirements.txt
+	@.venv-oldest/bin/python $(PIP_INSTALL) --requirement .venv-oldest/requirements.txt
+	@.venv-oldest/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@

@@ -1,1 +1,364 @@
-"""x"""
+"""Figures of registrations and of training; each function returns a matplotlib ``Figure``.
+
+No pyplot and no display: ``figure.savefig("pair.png")`` writes it, a notebook shows it. Volumes
+are shown by their middle slices.
+
+The grid in "warped grid" is that of the moving image, painted on it and warped with it: the lines
+are the level sets of phi(x) = x + u(x), since ``warped(x) = moving(phi(x))``. Where they spread
+the moving image was magnified, where they crowd it was shrunk. The arrows of a displacement start
+at x in the fixed image and end at phi(x), where its value comes from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from kreg.ops.displacement import jacobian_determinant
+
+#: Grid lines and arrows along the longer side of an image.
+_LINES = 14
+
+_GRID_COLOUR = "#c2410c"
+_FOLD_COLOUR = "#dc2626"
+_TRAINING_COLOUR, _VALIDATION_COLOUR = "#1f4e9c", "#e07b00"
+
+
+def show_pair(moving, fixed, warped, displacement, *, axis: int = 0) -> Figure:
+    """Show one registration: images, differences, warped grid, displacement, volume change.
+
+    Args:
+        moving, fixed, warped: ``(*spatial)`` or ``(*spatial, channels)``, grey or RGB.
+        displacement: ``(*spatial, D)``, voxels.
+        axis: for volumes, the axis across which the middle slice is taken; of the displacement
+            the two components within the slice are shown.
+
+    Raises:
+        ValueError: if the shapes do not fit one another, or values are NaN or infinite.
+    """
+    pair = _slice(moving, fixed, warped, displacement, axis)
+    figure = Figure(figsize=(11.2, 1.4 + 5.2 * pair.aspect), layout="constrained")
+    (a, b, c, d), (e, f, g, h) = figure.subplots(2, 4)
+    _show_image(a, pair.moving, pair.range, "moving")
+    _show_image(b, pair.fixed, pair.range, "fixed")
+    _show_image(c, pair.warped, pair.range, "warped")
+    _show_grid(d, pair, "warped grid")
+
+    title = f"moving − fixed\nrms {_rms(pair.before):.3g}"
+    _show_difference(e, pair.before, pair.limit, title)
+    title = f"warped − fixed\nrms {_rms(pair.after):.3g}"
+    shown = _show_difference(f, pair.after, pair.limit, title)
+    _show_scale(figure, shown, [e, f], aspect=64)
+
+    shown = _show_displacement(g, pair, "displacement in voxels,\narrows from x to phi(x)")
+    _show_scale(figure, shown, g)
+
+    folded = f"{100 * pair.folding:.3g} % folds (red)" if pair.folding else "no folding"
+    shown = _show_volume_change(h, pair, f"Jacobian determinant,\n{folded}")
+    bar = _show_scale(figure, shown, h)
+    limit = shown.get_clim()[1]
+    ticks = np.arange(-limit, limit + 1)
+    bar.set_ticks(ticks, labels=[f"{2.0**tick:g}" for tick in ticks])
+    return figure
+
+
+def show_pairs(
+    moving, fixed, warped, displacement, *, rows: int = 8, axis: int = 0, labels=None
+) -> Figure:
+    """Show the first pairs of a batch, one a row: images, differences, warped grid.
+
+    Args:
+        moving, fixed, warped: ``(batch, *spatial)`` or ``(batch, *spatial, channels)``.
+        displacement: ``(batch, *spatial, D)``, voxels.
+        rows: how many pairs at most.
+        axis: for volumes, the axis across which the middle slice is taken.
+        labels: None, or what to write beside each row.
+
+    Raises:
+        ValueError: see `show_pair`; also if the batches differ, or there are fewer labels than
+            rows.
+    """
+    batch = [
+        _array(a, n) for a, n in zip((moving, fixed, warped, displacement), _NAMES, strict=True)
+    ]
+    sizes = [len(array) if array.ndim else 0 for array in batch]
+    if len(set(sizes)) > 1 or not sizes[0] or rows < 1:
+        raise ValueError(
+            "Expected as many moving, fixed and warped images as displacements, and `rows` >= 1. "
+            f"Received: {', '.join(map(str, sizes))}, and rows={rows}."
+        )
+    rows = min(rows, sizes[0])
+    if labels is not None and len(labels) < rows:
+        raise ValueError(f"Expected {rows} `labels`, one a row. Received: {len(labels)}.")
+    pairs = [_slice(*[array[i] for array in batch], axis) for i in range(rows)]
+    size = 10.8, 1.75 * rows * pairs[0].aspect + 0.4
+    figure = Figure(figsize=size, layout="constrained")
+    all_axes = figure.subplots(rows, 6, squeeze=False)
+    titles = ["moving", "warped", "fixed", "moving − fixed", "warped − fixed", "warped grid"]
+    for i, (pair, axes) in enumerate(zip(pairs, all_axes, strict=True)):
+        row = titles if i == 0 else [""] * 6
+        images = pair.moving, pair.warped, pair.fixed
+        for ax, image, title in zip(axes, images, row, strict=False):
+            _show_image(ax, image, pair.range, title)
+        _show_difference(axes[3], pair.before, pair.limit, row[3])
+        _show_difference(axes[4], pair.after, pair.limit, row[4])
+        _show_grid(axes[5], pair, row[5])
+        if labels is not None:
+            axes[0].set_ylabel(str(labels[i]), fontsize=11)
+    return figure
+
+
+def show_training(history: Mapping[str, Any] | Any) -> Figure:
+    """Show the curves of a training, a panel each: solid for training, dashed for validation.
+
+    A panel has a logarithmic axis where its values are positive and span more than a factor 20.
+
+    Args:
+        history: what ``fit`` returns, or its ``history`` dict: name -> one value an epoch.
+
+    Raises:
+        ValueError: if there is no epoch in it.
+    """
+    curves = getattr(history, "history", history)
+    if not isinstance(curves, Mapping) or not any(len(values) for values in curves.values()):
+        raise ValueError(
+            "Expected what `model.fit` returned after at least one epoch, or a dict "
+            f"{{name: values}}. Received: {curves!r}."
+        )
+    names = list(dict.fromkeys(name.removeprefix("val_") for name in curves))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, name in zip(panels, names, strict=False):
+        _show_curves(ax, name, curves)
+    for ax in panels[len(names) :]:
+        ax.remove()
+    return figure
+
+
+# --- one pair, as 2-D arrays ---
+
+_NAMES = "moving", "fixed", "warped", "displacement"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A slice of a pair: images ``(h, w, channels)``, fields ``(h, w[, 2])``.
+
+    `folding` is the share of all voxels that fold, not of the slice.
+    """
+
+    moving: np.ndarray
+    fixed: np.ndarray
+    warped: np.ndarray
+    displacement: np.ndarray
+    determinant: np.ndarray
+    folding: float
+
+    @property
+    def aspect(self) -> float:
+        """Height by width, within what a figure bears."""
+        height, width = self.determinant.shape
+        return float(np.clip(height / width, 0.4, 2.0))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Darkest and brightest value of the three images."""
+        images = self.moving, self.fixed, self.warped
+        return min(i.min() for i in images), max(i.max() for i in images)
+
+    @property
+    def before(self) -> np.ndarray:
+        return np.mean(self.moving - self.fixed, axis=-1)
+
+    @property
+    def after(self) -> np.ndarray:
+        return np.mean(self.warped - self.fixed, axis=-1)
+
+    @property
+    def limit(self) -> float:
+        """One range for both differences, symmetric about 0."""
+        return max(np.abs(self.before).max(), np.abs(self.after).max(), 1e-6)
+
+
+def _slice(moving, fixed, warped, displacement, axis: int) -> _Pair:
+    field = _array(displacement, "displacement")
+    dimensions = field.ndim - 1
+    if dimensions not in (2, 3) or field.shape[-1] != dimensions or min(field.shape) < 2:
+        raise ValueError(
+            "Expected `displacement` of shape (*spatial, D) for one pair, with at least 2 voxels "
+            "an axis and as many components as axes; take one of a batch, `displacement[0]`. "
+            f"Received: {field.shape}."
+        )
+    if not 0 <= axis < dimensions:
+        raise ValueError(f"Expected `axis` from 0 to {dimensions - 1}. Received: {axis}.")
+    images = [
+        _image(a, name, field.shape[:-1])
+        for a, name in zip((moving, fixed, warped), _NAMES, strict=False)
+    ]
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(
+            "Expected moving, fixed and warped images with equally many channels. Received: "
+            f"{', '.join(str(image.shape) for image in images)}."
+        )
+    determinant = ops.convert_to_numpy(jacobian_determinant(field[None]))[0]
+    folding = float(np.mean(determinant <= 0))
+    if dimensions == 3:
+        middle = field.shape[axis] // 2
+        *images, field, determinant = [
+            np.take(a, middle, axis) for a in (*images, field, determinant)
+        ]
+        field = np.delete(field, axis, axis=-1)
+    return _Pair(*images, field, determinant, folding)
+
+
+def _array(values, name: str) -> np.ndarray:
+    array = np.asarray(ops.convert_to_numpy(values), "float32")
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"Expected finite values in `{name}`. Received: {(~np.isfinite(array)).sum()} NaN or "
+            "infinite ones."
+        )
+    return array
+
+
+def _image(values, name: str, spatial: tuple[int, ...]) -> np.ndarray:
+    image = _array(values, name)
+    if image.shape == spatial:
+        image = image[..., None]
+    if image.shape[:-1] != spatial or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"Expected `{name}` of shape {spatial} as the displacement, with 1 or 3 channels or "
+            f"no channel axis. Received: {image.shape}."
+        )
+    return image
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+# --- panels ---
+
+
+def _panel(ax: Axes, title: str) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color("#9ca3af")
+        spine.set_linewidth(0.6)
+    if title:
+        ax.set_title(title, fontsize=11)
+
+
+def _show_image(ax: Axes, image: np.ndarray, limits: tuple[float, float], title: str) -> None:
+    low, high = limits
+    if image.shape[-1] == 3:
+        ax.imshow((image - low) / max(high - low, 1e-6))
+    else:
+        ax.imshow(image[..., 0], cmap="gray", vmin=low, vmax=high)
+    _panel(ax, title)
+
+
+def _show_difference(ax: Axes, difference: np.ndarray, limit: float, title: str):
+    shown = ax.imshow(difference, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    _panel(ax, title)
+    return shown
+
+
+def _show_grid(ax: Axes, pair: _Pair, title: str) -> None:
+    shape = pair.displacement.shape[:2]
+    grey = np.mean(pair.warped, axis=-1)
+    low, high = pair.range
+    # A pale ghost of the image, dark on white whatever its own background.
+    ax.imshow(grey, cmap="Greys", vmin=low, vmax=high + 2.5 * (high - low) + 1e-6)
+    phi = pair.displacement + np.stack(np.indices(shape), axis=-1)
+    step = _step(shape)
+    rows, columns = map(np.arange, shape)
+    for component, size in enumerate(shape):
+        # Lines beyond the moving image are none of its grid's.
+        levels = np.arange((size - 1) % step / 2, size, step)
+        values = phi[..., component]
+        levels = levels[(levels > values.min()) & (levels < values.max())]
+        if len(levels):
+            ax.contour(columns, rows, values, levels=levels, colors=_GRID_COLOUR, linewidths=0.8)
+    _panel(ax, title)
+
+
+def _show_displacement(ax: Axes, pair: _Pair, title: str):
+    field = pair.displacement
+    length = np.sqrt(np.sum(np.square(field), axis=-1))
+    shown = ax.imshow(length, cmap="viridis", vmin=0, vmax=max(length.max(), 1e-6))
+    step = _step(field.shape[:2])
+    rows, columns = np.mgrid[step // 2 : field.shape[0] : step, step // 2 : field.shape[1] : step]
+    arrows = field[rows, columns]
+    ax.quiver(
+        columns,
+        rows,
+        arrows[..., 1],
+        arrows[..., 0],
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        color="white",
+        width=0.006,
+        minlength=0,
+    )
+    _panel(ax, title)
+    return shown
+
+
+def _show_volume_change(ax: Axes, pair: _Pair, title: str):
+    """Show log2 of the determinant, symmetric about 0: halving and doubling look alike."""
+    folded = pair.determinant <= 0
+    change = np.log2(np.where(folded, 1, np.maximum(pair.determinant, 1e-6)))
+    limit = np.clip(np.ceil(np.abs(change).max()), 1, 3)
+    colours = colormaps["PuOr"].with_extremes(bad=_FOLD_COLOUR)
+    change = np.ma.masked_where(folded, change)
+    shown = ax.imshow(change, cmap=colours, vmin=-limit, vmax=limit)
+    _panel(ax, title)
+    return shown
+
+
+def _show_scale(figure: Figure, shown, axes, aspect: float = 30) -> Colorbar:
+    bar = figure.colorbar(shown, ax=axes, location="bottom", aspect=aspect, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=9)
+    return bar
+
+
+def _step(shape: tuple[int, ...]) -> int:
+    return max(1, round(max(shape) / _LINES))
+
+
+def _show_curves(ax: Axes, name: str, curves: Mapping[str, Any]) -> None:
+    kinds = (
+        (name, "training", "-", _TRAINING_COLOUR),
+        (f"val_{name}", "validation", "--", _VALIDATION_COLOUR),
+    )
+    values = []
+    for key, label, style, colour in kinds:
+        if key in curves:
+            curve = np.asarray(curves[key], "float64")
+            marker = "o" if len(curve) < 3 else None
+            epochs = np.arange(1, len(curve) + 1)
+            ax.plot(epochs, curve, style, color=colour, label=label, marker=marker, linewidth=1.6)
+            values.append(curve[np.isfinite(curve)])
+    finite = np.concatenate(values)
+    if len(finite) and finite.min() > 0 and finite.max() > 20 * finite.min():
+        ax.set_yscale("log")
+    ax.set_title(name.replace("_", " "), fontsize=11)
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(values) > 1:
+        ax.legend(frameon=False, fontsize=9)

@@ -1,7 +1,6 @@
 """RegistrationModel: compile and fit for pairs of images."""
 
 import keras
-from keras import ops
 
 from kreg.ops.coordinates import check_same_size
 
@@ -17,9 +16,9 @@ class RegistrationModel(keras.Model):
         model.fit(pairs)  # yields {"moving": ..., "fixed": ...}
 
     Where no targets are given, outputs whose name begins with ``"warped"`` are compared with
-    ``"fixed"``; any other output is its own target, which losses on fields ignore. A ``"mask"`` in the inputs,
-    ``(batch, *spatial[, 1])``, weights the voxels of the fixed image in losses and metrics on
-    ``"warped"``.
+    ``"fixed"``; any other output is its own target, which losses on fields ignore. A ``"mask"``
+    in the inputs, ``(batch, *spatial[, 1])``, weights the voxels of the fixed image in the losses
+    on ``"warped"`` (and in metrics given as `weighted_metrics`).
 
     Args:
         inputs: ``{"moving": KerasTensor, "fixed": KerasTensor}``.
@@ -53,7 +52,7 @@ class RegistrationModel(keras.Model):
                 f"Expected images under the keys {names}. Received: {list(inputs)}; add {missing}."
             )
         for name in names:
-            dtype = str(inputs[name].dtype)
+            dtype = keras.backend.standardize_dtype(inputs[name].dtype)
             if "float" not in dtype:
                 raise ValueError(
                     f"Expected `{name}` to hold floating-point values; scale integers first, such "

@@ -1,7 +1,6 @@
 """Integrate a stationary velocity field."""
 
 import keras
-from keras import ops
 
 from kreg import backend
 from kreg.ops.displacement import integrate, self_compose

@@ -194,7 +194,7 @@ class RandomPairs(PairDataset):
         self._groups = self._group(moving_labels, fixed_labels)
         self._same = moving is fixed
         if self._same:
-            self._groups = [(m, f) for m, f in self._groups if len(np.union1d(m, f)) > 1]
+            self._groups = [(m, f) for m, f in self._groups if len(f) > 1 or f[0] not in m]
         if not self._groups:
             raise ValueError(
                 "Expected at least two images (of one label), since `moving` and `fixed` are the "

@@ -75,9 +75,7 @@ def _mean_squared_correlation(fixed, warped, weights, *, window, fixed_gradient)
 @functools.lru_cache
 def _compiled(window, fixed_gradient):
     return backend.compiled(
-        functools.partial(
-            _mean_squared_correlation, window=window, fixed_gradient=fixed_gradient
-        )
+        functools.partial(_mean_squared_correlation, window=window, fixed_gradient=fixed_gradient)
     )
 
 

@@ -9,7 +9,7 @@ from kreg.models.blocks import (
     convolution_block,
     image_inputs,
     pool,
-    upsample_and_join,
+    upsample_and_add,
 )
 from kreg.models.heads import DenseHead
 from kreg.training import RegistrationModel
@@ -60,7 +60,7 @@ def encoder_decoder(
     x = convolution_block(x, encoder[-1], "bottom")
     for level, filters in enumerate(decoder):
         if skips:
-            x = upsample_and_join(x, skips.pop(), f"decoder{level}")
+            x = upsample_and_add(x, skips.pop(), f"decoder{level}")
         x = convolution_block(x, filters, f"decoder{level}")
     fields = (head or DenseHead())(x, inputs["fixed"])
     transformer = SpatialTransformer(image_gradient=False, dtype="float32", name="warped")

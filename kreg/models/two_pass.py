@@ -12,7 +12,13 @@ from kreg.layers import (
     ResizeDisplacement,
     SpatialTransformer,
 )
-from kreg.models.blocks import by_dimension, convolution_block, image_inputs, pool, upsample_and_join
+from kreg.models.blocks import (
+    by_dimension,
+    convolution_block,
+    image_inputs,
+    pool,
+    upsample_and_add,
+)
 from kreg.models.heads import field_convolution
 from kreg.training import RegistrationModel
 
@@ -24,7 +30,7 @@ def _features(moving, fixed, filters, name):
     skip = convolution_block(x, filters[0], f"{name}_encoder")
     x = convolution_block(pool(skip), filters[1], f"{name}_bottom_a")
     x = convolution_block(x, filters[1], f"{name}_bottom_b")
-    x = upsample_and_join(x, skip, name)
+    x = upsample_and_add(x, skip, name)
     x = convolution_block(x, filters[0], f"{name}_decoder_a")
     return convolution_block(x, filters[0], f"{name}_decoder_b")
 
@@ -73,13 +79,17 @@ def two_pass(
     coarse_velocity = field_convolution(features, "coarse_velocity")
     coarse = IntegrateVelocity(steps[0], name="first_integration")(coarse_velocity)
     coarse = ResizeDisplacement(name="first_displacement")(coarse, fixed)
-    halfway = SpatialTransformer(image_gradient=False, dtype="float32", name="halfway")(moving, coarse)
+    halfway = SpatialTransformer(image_gradient=False, dtype="float32", name="halfway")(
+        moving, coarse
+    )
 
     features = _features(halfway, fixed, filters, "second")
     velocity = _shuffled_field(features, fixed, "velocity")
     fine = IntegrateVelocity(steps[1], name="second_integration")(velocity)
     displacement = ComposeDisplacements(name="displacement")(coarse, fine)
-    warped = SpatialTransformer(image_gradient=False, dtype="float32", name="warped")(moving, displacement)
+    warped = SpatialTransformer(image_gradient=False, dtype="float32", name="warped")(
+        moving, displacement
+    )
     outputs = {
         "warped": warped,
         "displacement": displacement,

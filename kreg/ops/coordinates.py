@@ -16,7 +16,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from keras import ops
+from keras import backend, ops
 
 #: The dtype of points, displacements and matrices.
 COORDINATE_DTYPE = "float32"
@@ -36,7 +36,7 @@ def check_image(image, name: str = "image"):
         ValueError: if the rank is not 4 or 5, or the values are not floating point.
     """
     image = ops.convert_to_tensor(image)
-    dtype = str(image.dtype).rsplit(".", 1)[-1]
+    dtype = backend.standardize_dtype(image.dtype)
     if "float" not in dtype:
         raise ValueError(
             f"Expected `{name}` to hold floating-point values; scale integers first, such as "

@@ -36,6 +36,13 @@ def transform_points(matrix, points):
     """
     dimensions = points.shape[-1]
     matrix = check_matrix(matrix, dimensions)
+    batches = {matrix.shape[0], points.shape[0]} - {None, 1}
+    if len(points.shape) < 3 or len(batches) > 1:
+        raise ValueError(
+            f"Expected `points` of shape (batch, ..., {dimensions}), as many sets of points as "
+            "matrices, or one for all (`points[None]`). Received: points "
+            f"{tuple(points.shape)}, matrix {tuple(matrix.shape)}."
+        )
     shape = ops.shape(points)
     rows = ops.reshape(ops.cast(points, COORDINATE_DTYPE), (shape[0], -1, dimensions))
     image = ops.matmul(rows, ops.swapaxes(matrix[:, :, :dimensions], 1, 2))

@@ -1,0 +1,206 @@
+import keras
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+
+import kreg
+from kreg.plots import show_pair, show_pairs, show_training
+
+
+def batch(spatial=(24, 20), channels=1, n=3, amplitude=12.0):
+    """Random smooth pairs with the displacement that warps them."""
+    rng = np.random.default_rng(0)
+    moving, fixed = rng.random((2, n, *spatial, channels), "float32")
+    noise = rng.normal(size=(n, *spatial, len(spatial)))
+    field = gaussian_filter(noise, (0, *[3] * len(spatial), 0)).astype("float32") * amplitude
+    warped = keras.ops.convert_to_numpy(kreg.ops.warp(moving, field))
+    return moving, fixed, warped, field
+
+
+def one(**options):
+    return [array[0] for array in batch(**options)]
+
+
+def titled(figure, title):
+    (ax,) = [ax for ax in figure.axes if ax.get_title().partition("\n")[0] == title]
+    return ax
+
+
+def text_boxes(figure):
+    figure.draw_without_rendering()
+    texts = [t for ax in figure.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+    return [t.get_window_extent() for t in texts if t.get_text()]
+
+
+def assert_readable(figure):
+    """No title or label runs into another or out of the figure."""
+    boxes = text_boxes(figure)
+    assert boxes
+    width, height = figure.canvas.get_width_height()
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"channels": 3}, {"spatial": (12, 20)}, {"spatial": (8, 12, 10)}]
+)
+def test_show_pair_is_a_readable_figure(options, tmp_path):
+    figure = show_pair(*one(**options))
+    assert isinstance(figure, Figure)
+    assert_readable(figure)
+    figure.savefig(tmp_path / "pair.png")
+    assert (tmp_path / "pair.png").stat().st_size > 10_000
+
+
+def test_channel_axis_may_be_left_out_and_backend_tensors_be_given():
+    moving, fixed, warped, field = one()
+    a = show_pair(moving[..., 0], fixed[..., 0], warped[..., 0], field)
+    b = show_pair(*map(keras.ops.convert_to_tensor, (moving, fixed, warped, field)))
+    for title in ("moving", "warped", "displacement in voxels,"):
+        left, right = (titled(f, title).images[0].get_array() for f in (a, b))
+        np.testing.assert_array_equal(left, right)
+
+
+def test_differences_share_one_range_about_zero():
+    moving, fixed, warped, field = one()
+    figure = show_pair(moving, fixed, warped, field)
+    before = titled(figure, "moving − fixed").images[0]
+    after = titled(figure, "warped − fixed").images[0]
+    np.testing.assert_allclose(before.get_array(), (moving - fixed)[..., 0])
+    np.testing.assert_allclose(after.get_array(), (warped - fixed)[..., 0])
+    low, high = before.get_clim()
+    assert low == -high
+    assert after.get_clim() == (low, high)
+    largest = max(np.abs(moving - fixed).max(), np.abs(warped - fixed).max())
+    assert high == pytest.approx(largest)
+
+
+def test_images_share_one_grey_scale():
+    figure = show_pair(*one())
+    limits = {titled(figure, name).images[0].get_clim() for name in ("fixed", "warped")}
+    assert len(limits) == 1
+
+
+def test_grid_lines_are_where_phi_meets_a_line_of_the_moving_grid():
+    """Under u = (2, 0) row r of the moving image shows in row r - 2 of the fixed frame."""
+    image = np.zeros((28, 28), "float32")
+    still, shifted = np.zeros((2, 28, 28, 2), "float32")
+    shifted[..., 0] = 2
+    rows = []
+    for field in (still, shifted):
+        ax = titled(show_pair(image, image, image, field), "warped grid")
+        horizontal = ax.collections[0]
+        rows.append({round(float(path.vertices[0, 1]), 3) for path in horizontal.get_paths()})
+    inside = {r - 2 for r in rows[0] if r - 2 > 0}
+    assert len(inside) >= 10
+    assert inside <= rows[1]
+
+
+def test_arrows_lead_from_x_to_phi_in_column_and_row():
+    image = np.zeros((14, 14), "float32")
+    field = np.broadcast_to(np.float32([1, -3]), (14, 14, 2))
+    arrows = titled(show_pair(image, image, image, field), "displacement in voxels,").collections[0]
+    assert set(arrows.U.ravel()) == {-3}
+    assert set(arrows.V.ravel()) == {1}
+
+
+def test_folding_is_named():
+    image = np.zeros((10, 10), "float32")
+    grid = np.stack(np.indices((10, 10)), -1).astype("float32")
+    folded = grid * [-2, 0]
+    titles = [
+        titled(show_pair(image, image, image, field), "Jacobian determinant,").get_title()
+        for field in (0 * grid, folded)
+    ]
+    assert "no folding" in titles[0]
+    assert "100 % folds" in titles[1]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_volumes_show_the_middle_slice(axis):
+    moving, fixed, warped, field = one(spatial=(8, 12, 10))
+    figure = show_pair(moving, fixed, warped, field, axis=axis)
+    middle = moving.shape[axis] // 2
+    shown = titled(figure, "fixed").images[0].get_array()
+    np.testing.assert_array_equal(shown, np.take(fixed[..., 0], middle, axis))
+    inside = np.delete(np.take(field, middle, axis), axis, -1)
+    length = titled(figure, "displacement in voxels,").images[0].get_array()
+    np.testing.assert_allclose(length, np.linalg.norm(inside, axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spatial", [(24, 20), (8, 12, 10)])
+def test_show_pairs_has_a_row_a_pair(spatial):
+    figure = show_pairs(*batch(spatial=spatial), rows=2, labels=["first", "second"])
+    assert len(figure.axes) == 12
+    assert [ax.get_ylabel() for ax in figure.axes[::6]] == ["first", "second"]
+    assert_readable(figure)
+
+
+def test_show_pairs_shows_each_pair_its_own():
+    moving, fixed, warped, field = batch()
+    axes = show_pairs(moving, fixed, warped, field).axes
+    for i in range(3):
+        np.testing.assert_array_equal(axes[6 * i + 1].images[0].get_array(), warped[i, ..., 0])
+        np.testing.assert_array_equal(axes[6 * i + 2].images[0].get_array(), fixed[i, ..., 0])
+
+
+def test_a_still_and_empty_pair_can_be_shown():
+    image = np.zeros((10, 10), "float32")
+    assert_readable(show_pair(image, image, image, np.zeros((10, 10, 2))))
+
+
+def test_misfits_are_refused():
+    moving, fixed, warped, field = one()
+    with pytest.raises(ValueError, match=r"`displacement\[0\]`"):
+        show_pair(moving, fixed, warped, field[None])
+    with pytest.raises(ValueError, match="`fixed` of shape"):
+        show_pair(moving, fixed[1:], warped, field)
+    with pytest.raises(ValueError, match="equally many channels"):
+        show_pair(moving, np.repeat(fixed, 3, -1), warped, field)
+    with pytest.raises(ValueError, match="finite values in `warped`"):
+        show_pair(moving, fixed, warped * np.nan, field)
+    with pytest.raises(ValueError, match="`axis` from 0 to 1"):
+        show_pair(moving, fixed, warped, field, axis=2)
+    moving, fixed, warped, field = batch()
+    with pytest.raises(ValueError, match="Received: 3, 3, 3, 2"):
+        show_pairs(moving, fixed, warped, field[:2])
+    with pytest.raises(ValueError, match="3 `labels`"):
+        show_pairs(moving, fixed, warped, field, labels=["one"])
+
+
+def test_training_has_a_panel_for_each_curve():
+    history = {
+        "loss": [1.0, 0.1, 0.01],
+        "warped_ncc": [0.1, 0.5, 0.6],
+        "val_loss": [1.1, 0.2, 0.05],
+        "learning_rate": [1e-3] * 3,
+        "displacement_loss": [0.0, 0.1, float("nan")],
+    }
+    figure = show_training(history)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["loss", "warped ncc", "learning rate", "displacement loss"]
+    assert_readable(figure)
+    loss, ncc = figure.axes[:2]
+    assert [line.get_linestyle() for line in loss.lines] == ["-", "--"]
+    assert list(loss.lines[0].get_xdata()) == [1, 2, 3]
+    assert list(loss.lines[1].get_ydata()) == history["val_loss"]
+    assert (loss.get_yscale(), ncc.get_yscale()) == ("log", "linear")
+
+
+def test_training_takes_what_fit_returns():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    history = model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, validation_split=0.5)
+    (ax,) = show_training(history).axes
+    assert [len(line.get_xdata()) for line in ax.lines] == [1, 1]
+
+
+@pytest.mark.parametrize("history", [{}, {"loss": []}, None, [1.0]])
+def test_training_without_an_epoch_is_refused(history):
+    with pytest.raises(ValueError, match="at least one epoch"):
+        show_training(history)
