@@ -5,13 +5,14 @@ python examples/mnist_predict.py MODEL.keras PAIR.npz PICTURE.png
 PAIR.npz holds `moving` and `fixed`, ``(28, 28, 1)`` floats in [0, 1].
 """
 
+import kreg  # first: it silences TensorFlow's greeting
+
+# isort: split
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
-
-import kreg
 
 
 def main(model_path, pair_path, picture_path):

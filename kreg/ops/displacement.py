@@ -10,7 +10,6 @@ from kreg.ops.coordinates import (
     COORDINATE_DTYPE,
     check_displacement,
     check_image,
-    identity_grid,
     spatial_shape,
 )
 from kreg.ops.filters import along_axis
@@ -40,8 +39,17 @@ def warp(moving, displacement, *, border: Border = zero_border, sampler=sample):
             "Expected a displacement with as many spatial axes as the moving image. Received: "
             f"displacement {tuple(displacement.shape)}, moving {tuple(moving.shape)}."
         )
-    grid = identity_grid(spatial_shape(displacement))
-    return sampler(moving, grid + displacement, border=border)
+    return sampler(moving, _displaced(displacement), border=border)
+
+
+def _displaced(displacement):
+    """phi(x) = x + u(x). Axis by axis, as the sampler goes on: XLA then never stores the points."""
+    points = []
+    for axis, component in enumerate(ops.unstack(displacement, axis=-1), 1):
+        index = ops.arange(ops.shape(displacement)[axis], dtype=COORDINATE_DTYPE)
+        trailing = len(component.shape) - 1 - axis
+        points.append(component + ops.reshape(index, (-1,) + (1,) * trailing))
+    return ops.stack(points, axis=-1)
 
 
 def compose(outer, inner):

@@ -46,11 +46,19 @@ def _product(sizes):
     return product
 
 
-def _shifted_sum(image, kernel: np.ndarray, axis: int, pad_mode: str):
-    radius = len(kernel) // 2
-    padding = [(0, 0)] * len(image.shape)
-    padding[axis] = (radius, radius)
-    padded = ops.pad(image, padding, mode=pad_mode)
+def _mirrored(image, radius: int, axis: int):
+    """The image with `radius` more voxels at either end of an axis (``b a | a b c | c b``)."""
+
+    # Not `ops.pad`: on PyTorch Keras repeats the edge where "symmetric" is asked for.
+    def part(*bounds):
+        return image[(slice(None),) * axis + (slice(*bounds),)]
+
+    head, tail = part(0, radius), part(-radius, None)
+    return ops.concatenate([ops.flip(head, axis), image, ops.flip(tail, axis)], axis)
+
+
+def _shifted_sum(image, kernel: np.ndarray, axis: int):
+    padded = _mirrored(image, len(kernel) // 2, axis)
     size = ops.shape(image)[axis]
     result = 0.0
     for offset, weight in enumerate(kernel):
@@ -106,7 +114,7 @@ def gaussian_filter(image, sigma: float | Sequence[float], *, truncate: float = 
         if size <= max(_MATRIX_LIMIT, len(kernel) // 2):
             image = along_axis(image, _banded(kernel, size), axis)
         else:
-            image = _shifted_sum(image, kernel, axis, "symmetric")
+            image = _shifted_sum(image, kernel, axis)
     return image
 
 

@@ -16,10 +16,14 @@ from kreg.ops.coordinates import COORDINATE_DTYPE, check_image, spatial_shape
 Border = Callable[..., tuple]
 
 
-def _clip(image, points):
-    """Points moved to the nearest voxel centre of the image where they lie outside."""
-    last = ops.stack([ops.cast(n, COORDINATE_DTYPE) - 1 for n in spatial_shape(image)])
-    return ops.clip(points, ops.zeros_like(last), last)
+def _each_axis(function, image, points):
+    """function(coordinates along an axis, size of the image along it), for each axis.
+
+    Axis by axis, as `sample` goes on: XLA then computes points in registers and never stores them.
+    """
+    sizes = [ops.cast(n, COORDINATE_DTYPE) for n in spatial_shape(image)]
+    axes = zip(ops.unstack(points, axis=-1), sizes, strict=True)
+    return ops.stack([function(x, n) for x, n in axes], axis=-1)
 
 
 @keras.saving.register_keras_serializable("kreg")
@@ -28,21 +32,24 @@ def zero_border(image, points):
     # One voxel of padding turns "zero outside" into "nearest": no weight needs a mask.
     dimensions = len(image.shape) - 2
     image = ops.pad(image, [(0, 0), *[(1, 1)] * dimensions, (0, 0)])
-    return image, _clip(image, points + 1)
+    return image, _each_axis(lambda x, n: ops.clip(x + 1, 0.0, n - 1), image, points)
 
 
 @keras.saving.register_keras_serializable("kreg")
 def nearest_border(image, points):
     """Beyond the image its border goes on: ``a a a | a b c d | d d d`` (SciPy's ``nearest``)."""
-    return image, _clip(image, points)
+    return image, _each_axis(lambda x, n: ops.clip(x, 0.0, n - 1), image, points)
 
 
 @keras.saving.register_keras_serializable("kreg")
 def reflect_border(image, points):
     """The image is mirrored at its edge: ``c b a | a b c d | d c b`` (SciPy's ``reflect``)."""
-    size = ops.stack([ops.cast(n, COORDINATE_DTYPE) for n in spatial_shape(image)])
-    folded = ops.mod(points + 0.5, 2 * size)
-    return image, _clip(image, ops.minimum(folded, 2 * size - folded) - 0.5)
+
+    def reflect(x, n):
+        folded = ops.mod(x + 0.5, 2 * n)
+        return ops.clip(ops.minimum(folded, 2 * n - folded) - 0.5, 0.0, n - 1)
+
+    return image, _each_axis(reflect, image, points)
 
 
 def _check(image, points):
@@ -87,10 +94,10 @@ def _index_dtype(image):
 def _lower_corner(points, sizes, dtype):
     """Index of the cell's lower corner, and the position within the cell, one tensor an axis."""
     lower, fraction = [], []
-    for axis, size in enumerate(sizes):
-        coordinate = points[..., axis]
-        # The int is clipped too: the cast of NaN is any int, and a gather must stay inside.
-        index = ops.cast(ops.floor(coordinate), dtype)
+    for coordinate, size in zip(ops.unstack(points, axis=-1), sizes, strict=True):
+        # The cast is a floor: the border leaves no negative coordinate. The int is clipped too:
+        # the cast of NaN is any int, and a gather must stay inside.
+        index = ops.cast(coordinate, dtype)
         index = ops.clip(index, 0, ops.maximum(ops.cast(size, dtype) - 2, 0))
         lower.append(index)
         fraction.append(coordinate - ops.cast(index, COORDINATE_DTYPE))
@@ -162,8 +169,9 @@ def sample_nearest(image, points, *, border: Border = zero_border):
     dtype = _index_dtype(image)
     flat, index, strides = _rows(image, dtype)
     index = ops.reshape(index, (-1,) + (1,) * (len(points.shape) - 2))
-    for axis, (stride, size) in enumerate(zip(strides, spatial_shape(image), strict=True)):
+    coordinates = ops.unstack(points, axis=-1)
+    for coordinate, stride, size in zip(coordinates, strides, spatial_shape(image), strict=True):
         # Rounded again: a reflected integer may lie on a half.
-        nearest = ops.cast(ops.floor(points[..., axis] + 0.5), dtype)
+        nearest = ops.cast(ops.floor(coordinate + 0.5), dtype)
         index = index + ops.clip(nearest, 0, ops.cast(size, dtype) - 1) * stride
     return ops.take(flat, index, axis=0)
