@@ -43,7 +43,7 @@ def show_pair(moving, fixed, warped, displacement, *, axis: int = 0) -> Figure:
     Raises:
         ValueError: if the shapes do not fit one another, or values are NaN or infinite.
     """
-    pair = _slice(moving, fixed, warped, displacement, axis)
+    pair = _slice(moving, fixed, warped, displacement, axis=axis)
     figure = Figure(figsize=(11.2, 1.4 + 5.2 * pair.aspect), layout="constrained")
     (a, b, c, d), (e, f, g, h) = figure.subplots(2, 4)
     _show_image(a, pair.moving, pair.range, "moving")
@@ -64,7 +64,7 @@ def show_pair(moving, fixed, warped, displacement, *, axis: int = 0) -> Figure:
     shown = _show_volume_change(h, pair, f"Jacobian determinant,\n{folded}")
     bar = _show_scale(figure, shown, h)
     limit = shown.get_clim()[1]
-    ticks = np.arange(-limit, limit + 1)
+    ticks = list(range(-int(limit), int(limit) + 1))
     bar.set_ticks(ticks, labels=[f"{2.0**tick:g}" for tick in ticks])
     return figure
 
@@ -97,7 +97,7 @@ def show_pairs(
     rows = min(rows, sizes[0])
     if labels is not None and len(labels) < rows:
         raise ValueError(f"Expected {rows} `labels`, one a row. Received: {len(labels)}.")
-    pairs = [_slice(*[array[i] for array in batch], axis) for i in range(rows)]
+    pairs = [_slice(*(array[i] for array in batch), axis=axis) for i in range(rows)]
     size = 10.8, 1.75 * rows * pairs[0].aspect + 0.4
     figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(rows, 6, squeeze=False)
@@ -189,7 +189,7 @@ class _Pair:
         return max(np.abs(self.before).max(), np.abs(self.after).max(), 1e-6)
 
 
-def _slice(moving, fixed, warped, displacement, axis: int) -> _Pair:
+def _slice(moving, fixed, warped, displacement, *, axis: int) -> _Pair:
     field = _array(displacement, "displacement")
     dimensions = field.ndim - 1
     if dimensions not in (2, 3) or field.shape[-1] != dimensions or min(field.shape) < 2:
@@ -211,13 +211,14 @@ def _slice(moving, fixed, warped, displacement, axis: int) -> _Pair:
         )
     determinant = ops.convert_to_numpy(jacobian_determinant(field[None]))[0]
     folding = float(np.mean(determinant <= 0))
+    moved, still, result = images
     if dimensions == 3:
         middle = field.shape[axis] // 2
-        *images, field, determinant = [
-            np.take(a, middle, axis) for a in (*images, field, determinant)
-        ]
+        moved, still, result, field, determinant = (
+            np.take(values, middle, axis) for values in (moved, still, result, field, determinant)
+        )
         field = np.delete(field, axis, axis=-1)
-    return _Pair(*images, field, determinant, folding)
+    return _Pair(moved, still, result, field, determinant, folding)
 
 
 def _array(values, name: str) -> np.ndarray:
@@ -280,7 +281,7 @@ def _show_grid(ax: Axes, pair: _Pair, title: str) -> None:
     low, high = pair.range
     # A pale ghost of the image, dark on white whatever its own background.
     ax.imshow(grey, cmap="Greys", vmin=low, vmax=high + 2.5 * (high - low) + 1e-6)
-    phi = pair.displacement + np.stack(np.indices(shape), axis=-1)
+    phi = pair.displacement + np.moveaxis(np.indices(shape), 0, -1)
     step = _step(shape)
     rows, columns = map(np.arange, shape)
     for component, size in enumerate(shape):

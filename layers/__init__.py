@@ -12,6 +12,7 @@ from kreg.layers.depth_to_space import DepthToSpace
 from kreg.layers.integrate_velocity import IntegrateVelocity
 from kreg.layers.resize_displacement import ResizeDisplacement
 from kreg.layers.spatial_transformer import SpatialTransformer
+from kreg.layers.standardise import Standardise
 
 __all__ = [
     "ComposeDisplacements",
@@ -20,4 +21,5 @@ __all__ = [
     "IntegrateVelocity",
     "ResizeDisplacement",
     "SpatialTransformer",
+    "Standardise",
 ]

@@ -59,13 +59,7 @@ class SpatialTransformer(keras.layers.Layer):
         """Return the warped image, ``(batch, *spatial, channels)``."""
         moving = ops.cast(moving, self.compute_dtype)
         if len(transform.shape) == 3:
-            shape = moving.shape[1:-1]
-            if None in shape:
-                raise ValueError(
-                    "Expected known spatial sizes with a matrix, whose frame is centred on the "
-                    "image; give them to `keras.Input`, or pass a displacement. "
-                    f"Received: moving {tuple(moving.shape)}."
-                )
+            shape = self.compute_output_shape(moving.shape, transform.shape)[1:-1]
             voxels = voxel_matrix(
                 transform, shape, fixed_spacing=self.spacing, moving_spacing=self.spacing
             )
@@ -75,8 +69,15 @@ class SpatialTransformer(keras.layers.Layer):
 
     def compute_output_shape(self, moving_shape, transform_shape):
         """Return the sizes of the transform's grid with the channels of the image."""
-        spatial = moving_shape[1:-1] if len(transform_shape) == 3 else transform_shape[1:-1]
-        return (moving_shape[0], *spatial, moving_shape[-1])
+        if len(transform_shape) != 3:
+            return (moving_shape[0], *transform_shape[1:-1], moving_shape[-1])
+        if None in moving_shape[1:-1]:
+            raise ValueError(
+                "Expected known spatial sizes with a matrix, whose frame is centred on the "
+                "image; give them to `keras.Input`, or pass a displacement. "
+                f"Received: moving {tuple(moving_shape)}."
+            )
+        return tuple(moving_shape)
 
     def get_config(self):
         """Return the constructor arguments."""

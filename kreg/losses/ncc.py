@@ -5,25 +5,7 @@ from keras import ops
 
 from kreg.losses.image_loss import ImageLoss, voxel_weights
 from kreg.ops.coordinates import check_image, check_same_size
-
-#: Variance below this share of the mean square is rounding, not contrast (float32).
-_RELATIVE_FLOOR = 1e-10
-_TINY = 1e-20
-
-
-def standardise(image, weights=None):
-    """(x - mean) / std over the voxels of each channel of each sample; 0 where x is constant."""
-    axes = tuple(range(1, len(image.shape) - 1))
-
-    def mean(x):
-        if weights is None:
-            return ops.mean(x, axis=axes, keepdims=True)
-        total = ops.maximum(ops.sum(weights, axis=axes, keepdims=True), _TINY)
-        return ops.sum(weights * x, axis=axes, keepdims=True) / total
-
-    centred = image - mean(image)
-    floor = _RELATIVE_FLOOR * mean(ops.square(image)) + _TINY
-    return centred * ops.rsqrt(mean(ops.square(centred)) + floor)
+from kreg.ops.intensity import TINY, standardise
 
 
 @keras.saving.register_keras_serializable("kreg")
@@ -51,7 +33,7 @@ def ncc(fixed, warped, mask=None):
     if weights is None:
         correlation = ops.mean(product, axis=axes)
     else:
-        total = ops.maximum(ops.sum(weights, axis=axes), _TINY)
+        total = ops.maximum(ops.sum(weights, axis=axes), TINY)
         correlation = ops.sum(weights * product, axis=axes) / total
     return ops.mean(correlation, axis=-1)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from keras import layers as keras_layers
 
-from kreg.layers import SpatialTransformer
+from kreg.layers import SpatialTransformer, Standardise
 from kreg.models.blocks import (
     convolution_block,
     image_inputs,
@@ -26,7 +26,8 @@ def encoder_decoder(
     """u = head(decoder(encoder([moving, fixed]))); warped(x) = moving(x + u(x)).
 
     Each level of the encoder is two convolutions and a pooling (the deepest one convolution, no
-    pooling); the decoder climbs back with skip connections. Identity at start. Any image size.
+    pooling); the decoder climbs back with skip connections. The network sees standardised images:
+    brightness and contrast change nothing. Identity at start. Any image size.
 
     Args:
         image_shape: ``(*spatial, channels)``, 2-D or 3-D; spatial sizes may be None.
@@ -50,7 +51,10 @@ def encoder_decoder(
             "Expected a non-empty encoder and at least one decoder entry for each level but the "
             f"deepest. Received: encoder {tuple(encoder)}, decoder {tuple(decoder)}."
         )
-    x = keras_layers.Concatenate(name="pair")([inputs["moving"], inputs["fixed"]])
+    standard = [
+        Standardise(name=f"{image}_standard")(inputs[image]) for image in ("moving", "fixed")
+    ]
+    x = keras_layers.Concatenate(name="pair")(standard)
     skips = []
     for level, filters in enumerate(encoder[:-1]):
         x = convolution_block(x, filters, f"encoder{level}a")

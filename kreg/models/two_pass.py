@@ -11,6 +11,7 @@ from kreg.layers import (
     IntegrateVelocity,
     ResizeDisplacement,
     SpatialTransformer,
+    Standardise,
 )
 from kreg.models.blocks import (
     by_dimension,
@@ -20,6 +21,7 @@ from kreg.models.blocks import (
     upsample_and_add,
 )
 from kreg.models.heads import field_convolution
+from kreg.ops import nearest_border
 from kreg.training import RegistrationModel
 
 
@@ -56,8 +58,8 @@ def two_pass(
 
     Both networks are small U-Nets with weights of their own. The first predicts a velocity at
     half resolution, the second, which sees the image that the first has warped, one at full
-    resolution. The original moving image is warped once, by the composed field. Identity at
-    start. Any image size.
+    resolution. The original moving image is warped once, by the composed field. The networks see
+    standardised images: brightness and contrast change nothing. Identity at start. Any image size.
 
     Args:
         image_shape: ``(*spatial, channels)``, 2-D or 3-D; spatial sizes may be None.
@@ -74,16 +76,21 @@ def two_pass(
     """
     inputs = image_inputs(image_shape)
     moving, fixed = inputs["moving"], inputs["fixed"]
+    standard = {
+        name: Standardise(name=f"{name}_standard", dtype="float32")(image)
+        for name, image in inputs.items()
+    }
 
-    features = _features(moving, fixed, filters, "first")
+    features = _features(standard["moving"], standard["fixed"], filters, "first")
     coarse_velocity = field_convolution(features, "coarse_velocity")
     coarse = IntegrateVelocity(steps[0], name="first_integration")(coarse_velocity)
     coarse = ResizeDisplacement(name="first_displacement")(coarse, fixed)
-    halfway = SpatialTransformer(image_gradient=False, dtype="float32", name="halfway")(
-        moving, coarse
-    )
+    # The background of a standardised image isn't 0: its border goes on.
+    halfway = SpatialTransformer(
+        border=nearest_border, image_gradient=False, dtype="float32", name="halfway"
+    )(standard["moving"], coarse)
 
-    features = _features(halfway, fixed, filters, "second")
+    features = _features(halfway, standard["fixed"], filters, "second")
     velocity = _shuffled_field(features, fixed, "velocity")
     fine = IntegrateVelocity(steps[1], name="second_integration")(velocity)
     displacement = ComposeDisplacements(name="displacement")(coarse, fine)

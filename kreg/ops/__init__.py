@@ -11,6 +11,7 @@ from kreg.ops.displacement import (
     warp,
 )
 from kreg.ops.filters import box_filter, box_sum, gaussian_filter
+from kreg.ops.intensity import standardise
 from kreg.ops.interpolation import (
     nearest_border,
     reflect_border,
@@ -38,6 +39,7 @@ __all__ = [
     "sample_nearest",
     "spatial_gradient",
     "spatial_shape",
+    "standardise",
     "transform_points",
     "voxel_matrix",
     "warp",

@@ -27,13 +27,13 @@ def weighted_field_losses(reduction="sum_over_batch_size"):
 
 
 def weighted_image_losses(reduction="sum_over_batch_size"):
-    return WeightedSum([NCC(reduction=reduction), LocalNCC(5, reduction=reduction)], [1.0, 0.5])
+    return WeightedSum([NCC(reduction=reduction), LocalNCC(3, reduction=reduction)], [1.0, 0.5])
 
 
 # How each loss is made, no argument at its default; given a `reduction`.
 IMAGE_LOSSES = {
     "NCC": NCC,
-    "LocalNCC": lambda **options: LocalNCC(5, fixed_gradient=True, **options),
+    "LocalNCC": lambda **options: LocalNCC(3, fixed_gradient=True, **options),
     "WeightedSum-images": weighted_image_losses,
 }
 FIELD_LOSSES = {

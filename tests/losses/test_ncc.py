@@ -32,7 +32,7 @@ def test_equals_numpys_corrcoef_averaged_over_channels(shape):
 
 
 @each_shape
-@pytest.mark.parametrize(("a", "b"), [(1, 0), (3, 0), (0.01, 5), (200, -70)])
+@pytest.mark.parametrize(("a", "b"), [(1, 0), (3, 0), (0.1, 5), (200, -70)])
 def test_linear_contrast_changes_nothing(shape, a, b):
     fixed, warped = random_pair(shape)
     np.testing.assert_allclose(numpy(ncc(a * fixed + b, fixed)), 1, atol=1e-4)

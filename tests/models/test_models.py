@@ -139,6 +139,26 @@ def test_velocity_head_does_not_fold_where_the_dense_head_does():
 
 
 @builder
+def test_brightness_and_contrast_change_nothing(build):
+    model = build((16, 15, 1))
+    make_active(model)
+    images = smooth_pair((16, 15))
+    changed = {"moving": 0.5 * images["moving"] + 0.3, "fixed": 3 * images["fixed"]}
+    expected = model.predict(images, verbose=0)["displacement"]
+    assert np.abs(expected).max() > 1e-3
+    received = model.predict(changed, verbose=0)["displacement"]
+    np.testing.assert_allclose(received, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@builder
+def test_constant_images_give_finite_fields(build):
+    model = build((12, 12, 1))
+    make_active(model)
+    images = {name: np.full((1, 12, 12, 1), 0.7, "float32") for name in ("moving", "fixed")}
+    assert np.isfinite(model.predict(images, verbose=0)["displacement"]).all()
+
+
+@builder
 def test_mixed_precision_keeps_coordinates_float32(build):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -1,0 +1,1 @@
+"""Measurements of kreg beside its peers; see README.md."""

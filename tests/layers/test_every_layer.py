@@ -1,0 +1,257 @@
+"""What holds for every layer of `kreg.layers`, in 2-D and in 3-D."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from keras import backend, ops
+
+from kreg import layers
+from kreg.layers import (
+    ComposeDisplacements,
+    CropLike,
+    DepthToSpace,
+    IntegrateVelocity,
+    ResizeDisplacement,
+    SpatialTransformer,
+)
+from kreg.ops import nearest_border, reflect_border, sample_nearest
+from tests.fields import smooth_field
+from tests.fresh_process import Saved, in_fresh_process
+
+
+class Case(NamedTuple):
+    """How a layer is made, no argument at its default, and the arrays that it is called with."""
+
+    make: Callable
+    inputs: Callable  # (spatial shape, batch) -> arrays
+    field: bool = True  # the output is a field: float32 whatever the policy
+    any_size: bool = True  # spatial sizes may be unknown
+
+
+def field(shape, batch):
+    return smooth_field(shape, 1.0, batch=batch)
+
+
+def image(shape, batch, channels=3):
+    rng = np.random.default_rng(1)
+    return rng.uniform(size=(batch, *shape, channels)).astype("float32")
+
+
+def matrix(shape, batch):
+    side = len(shape) + 1
+    matrix = np.eye(side) + np.random.default_rng(2).normal(0, 0.05, (batch, side, side))
+    matrix[:, -1] = np.eye(side)[-1]
+    return matrix.astype("float32")
+
+
+def larger(shape):
+    return tuple(size + 1 + axis for axis, size in enumerate(shape))
+
+
+def transformer(**options):
+    return SpatialTransformer(border=reflect_border, image_gradient=False, **options)
+
+
+def nearest_transformer(**options):
+    return SpatialTransformer(sampler=sample_nearest, border=nearest_border, **options)
+
+
+CASES = {
+    "ComposeDisplacements": Case(
+        ComposeDisplacements, lambda shape, batch: [field(shape, batch), -field(shape, batch)]
+    ),
+    "CropLike": Case(
+        CropLike,
+        lambda shape, batch: [image(larger(shape), batch), image(shape, batch, 1)],
+        field=False,
+    ),
+    "DepthToSpace": Case(
+        DepthToSpace,
+        lambda shape, batch: [image(shape, batch, 3 * 2 ** len(shape))],
+        field=False,
+    ),
+    "IntegrateVelocity": Case(
+        lambda **options: IntegrateVelocity(3, **options),
+        lambda shape, batch: [field(shape, batch)],
+    ),
+    "ResizeDisplacement": Case(
+        ResizeDisplacement,
+        lambda shape, batch: [field(shape, batch), image(larger(shape), batch)],
+    ),
+    "SpatialTransformer": Case(
+        SpatialTransformer,
+        lambda shape, batch: [image(shape, batch), field(shape, batch)],
+        field=False,
+    ),
+    "SpatialTransformer-options": Case(
+        transformer, lambda shape, batch: [image(shape, batch), field(shape, batch)], field=False
+    ),
+    "SpatialTransformer-nearest": Case(
+        nearest_transformer,
+        lambda shape, batch: [image(larger(shape), batch), field(shape, batch)],
+        field=False,
+    ),
+    "SpatialTransformer-matrix": Case(
+        lambda **options: SpatialTransformer(border=nearest_border, **options),
+        lambda shape, batch: [image(shape, batch), matrix(shape, batch)],
+        field=False,
+        any_size=False,
+    ),
+}
+
+each_layer = pytest.mark.parametrize("name", CASES)
+each_shape = pytest.mark.parametrize("shape", [(6, 9), (4, 6, 5)], ids=str)
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+
+
+def model_of(layer, arrays, *, any_size=False):
+    """A functional model of the layer, for any batch and, if asked for, any spatial size."""
+    shapes = [(*[None] * (x.ndim - 2), x.shape[-1]) if any_size else x.shape[1:] for x in arrays]
+    inputs = [keras.Input(shape) for shape in shapes]
+    return keras.Model(inputs, layer(*inputs))
+
+
+def test_no_layer_is_left_out():
+    assert {name.split("-")[0] for name in CASES} == set(layers.__all__)
+
+
+@each_layer
+def test_the_config_rebuilds_the_layer(name):
+    case = CASES[name]
+    arrays = case.inputs((6, 9), 2)
+    layer = case.make(name="mine")
+    twin = type(layer).from_config(layer.get_config())
+    other = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    for again in (twin, other):
+        assert again.name == "mine"
+        assert again.get_config() == layer.get_config()
+        np.testing.assert_array_equal(numpy(again(*arrays)), numpy(layer(*arrays)))
+
+
+def test_the_config_holds_the_constructors_arguments():
+    layer = SpatialTransformer(
+        sampler=sample_nearest, border=reflect_border, image_gradient=False, spacing=(2, 1)
+    )
+    twin = SpatialTransformer.from_config(layer.get_config())
+    assert twin.sampler is sample_nearest
+    assert twin.border is reflect_border
+    assert twin.image_gradient is False
+    assert twin.spacing == (2, 1)
+    assert IntegrateVelocity.from_config(IntegrateVelocity(3).get_config()).steps == 3
+
+
+@each_layer
+@each_shape
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_symbolic_output_is_the_real_one(name, shape, policy):
+    case = CASES[name]
+    arrays = case.inputs(shape, 2)
+    layer = case.make(dtype=policy)
+    symbolic = layer(*(keras.KerasTensor(x.shape, "float32") for x in arrays))
+    real = layer(*arrays)
+    assert tuple(symbolic.shape) == tuple(real.shape)
+    assert symbolic.dtype == backend.standardize_dtype(real.dtype)
+    assert tuple(layer.compute_output_shape(*(x.shape for x in arrays))) == tuple(real.shape)
+
+
+@each_layer
+@each_shape
+def test_the_batch_may_be_unknown_and_of_one(name, shape):
+    case = CASES[name]
+    layer = case.make()
+    arrays = case.inputs(shape, 3)
+    model = model_of(layer, arrays)
+    expected = numpy(layer(*arrays))
+    assert model.output_shape == (None, *expected.shape[1:])
+    np.testing.assert_allclose(model.predict_on_batch(arrays), expected, atol=1e-5)
+    one = [x[:1] for x in arrays]
+    np.testing.assert_allclose(model.predict_on_batch(one), expected[:1], atol=1e-5)
+
+
+@each_layer
+@each_shape
+def test_the_spatial_sizes_may_be_unknown(name, shape):
+    case = CASES[name]
+    layer = case.make()
+    arrays = case.inputs(shape, 2)
+    if not case.any_size:
+        unknown = [keras.Input((None,) * len(shape) + (3,)), keras.Input(arrays[1].shape[1:])]
+        with pytest.raises(ValueError, match=r"known spatial sizes with a matrix.*Received"):
+            layer(*unknown)
+        return
+    model = model_of(layer, arrays, any_size=True)
+    for size in (shape, larger(shape)):
+        arrays = case.inputs(size, 2)
+        expected = numpy(layer(*arrays))
+        assert model.output_shape == (None,) * (len(shape) + 1) + expected.shape[-1:]
+        np.testing.assert_allclose(model.predict_on_batch(arrays), expected, atol=1e-5)
+
+
+@each_layer
+@each_shape
+def test_mixed_precision_leaves_fields_in_float32(name, shape):
+    case = CASES[name]
+    arrays = case.inputs(shape, 2)
+    found = case.make(dtype="mixed_bfloat16")(*arrays)
+    expected = numpy(case.make()(*arrays))
+    if case.field:
+        assert backend.standardize_dtype(found.dtype) == "float32"
+        np.testing.assert_array_equal(numpy(found), expected)
+    else:
+        assert backend.standardize_dtype(found.dtype) == "bfloat16"
+        np.testing.assert_allclose(numpy(found), expected, atol=0.03)
+
+
+def trainable_model(name, shape):
+    """A user's plain model: what the layer gets first has been through weights of its own."""
+    case = CASES[name]
+    inputs = [keras.Input(x.shape[1:]) for x in case.inputs(shape, 1)]
+    first = keras.layers.Dense(inputs[0].shape[-1], kernel_initializer="identity", name="weights")
+    rest = inputs[1:]
+    if name == "SpatialTransformer-options":  # no gradient to the image: train the field
+        rest = [keras.layers.Dense(len(shape), kernel_initializer="identity")(inputs[1])]
+        model = keras.Model(inputs, case.make()(inputs[0], *rest))
+    else:
+        model = keras.Model(inputs, case.make()(first(inputs[0]), *rest))
+    model.compile(keras.optimizers.Adam(0.02), loss="mean_squared_error")
+    return model
+
+
+@each_layer
+@each_shape
+def test_trains_in_a_plain_keras_model(name, shape):
+    case = CASES[name]
+    arrays = case.inputs(shape, 6)
+    target = numpy(case.make()(*arrays)) + 0.2
+    if name == "SpatialTransformer-options":
+        target = numpy(case.make()(arrays[0], arrays[1] + 0.4))
+    model = trainable_model(name, shape)
+    history = model.fit(arrays, target, batch_size=6, epochs=6, verbose=0).history["loss"]
+    assert np.isfinite(history).all()
+    assert history[-1] < 0.8 * history[0]
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory):
+    saved = {}
+    for name, case in CASES.items():
+        for shape in [(6, 9), (4, 6, 5)]:
+            arrays = case.inputs(shape, 2)
+            saved[f"{name}-{len(shape)}d"] = Saved(model_of(case.make(), arrays), arrays)
+    return saved, in_fresh_process(saved, tmp_path_factory.mktemp("layers"))
+
+
+@each_layer
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_comes_back_with_a_saved_model_in_a_fresh_process(name, dimensions, reloaded):
+    saved, found = reloaded
+    case = f"{name}-{dimensions}d"
+    model, arrays = saved[case]
+    expected = model.predict_on_batch(arrays)
+    np.testing.assert_allclose(found[case]["output"], expected, rtol=1e-5, atol=1e-5)
