@@ -37,6 +37,21 @@ def compiled(function):
     return function
 
 
+def repeat(function, times: int, value):
+    """Return function(function(...function(value))), applied `times` times.
+
+    A loop of its own on JAX: unrolled within one jit, XLA fuses each warp into the next and
+    computes the first one 2^(D times) times over. Elsewhere `function` should be `compiled`.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.lax.fori_loop(0, times, lambda _, x: function(x), value)
+    for _ in range(times):
+        value = function(value)
+    return value
+
+
 def is_symbolic(tensor) -> bool:
     """Whether `tensor` has no values yet: a KerasTensor, or a tensor inside a traced function."""
     if isinstance(tensor, keras.KerasTensor):

@@ -83,6 +83,7 @@ API = {
         "IntegrateVelocity",
         "ResizeDisplacement",
         "SpatialTransformer",
+        "Standardise",
     ],
     "kreg.losses": [
         "BendingEnergy",
@@ -139,6 +140,7 @@ API = {
         "sample_nearest",
         "spatial_gradient",
         "spatial_shape",
+        "standardise",
         "transform_points",
         "voxel_matrix",
         "warp",

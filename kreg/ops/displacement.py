@@ -6,6 +6,7 @@ A field ``u`` of shape ``(batch, *spatial, D)``, in voxels, is the map phi(x) = 
 import numpy as np
 from keras import ops
 
+from kreg.backend import repeat
 from kreg.ops.coordinates import (
     COORDINATE_DTYPE,
     check_displacement,
@@ -91,10 +92,7 @@ def integrate(velocity, steps: int = 7, *, square=None):
     if steps < 0:
         raise ValueError(f"Expected `steps` >= 0. Received: {steps}.")
     displacement = check_displacement(velocity, "velocity") / 2**steps
-    square = square or self_compose
-    for _ in range(steps):
-        displacement = square(displacement)
-    return displacement
+    return repeat(square or self_compose, steps, displacement)
 
 
 def self_compose(displacement):

@@ -1,0 +1,308 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kreg import RegistrationModel
+from kreg.data import ArrayPairs
+from kreg.layers import SpatialTransformer
+from kreg.losses import NCC, Diffusion, Folding, LocalNCC, WeightedSum
+from tests.fresh_process import Saved, in_fresh_process
+
+SHAPES = [(8, 10), (4, 6, 5)]
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def small_model(shape, *, channels=1, **outputs):
+    """A convolution to a displacement, the identity at start; `outputs` replaces some."""
+    inputs = {name: keras.Input((*shape, channels), name=name) for name in ("moving", "fixed")}
+    x = keras.layers.Concatenate()([inputs["moving"], inputs["fixed"]])
+    convolution = getattr(keras.layers, f"Conv{len(shape)}D")
+    x = convolution(6, 3, padding="same", activation="tanh")(x)
+    field = convolution(
+        len(shape), 3, padding="same", kernel_initializer="zeros", name="displacement"
+    )(x)
+    warped = SpatialTransformer(image_gradient=False, name="warped")(inputs["moving"], field)
+    return RegistrationModel(inputs, {"warped": warped, "displacement": field, **outputs})
+
+
+def compiled_model(shape, **options):
+    model = small_model(shape)
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        loss={"warped": "mean_squared_error", "displacement": Diffusion()},
+        loss_weights={"warped": 1.0, "displacement": 0.1},
+        **options,
+    )
+    return model
+
+
+def pairs(shape, number=8):
+    """Smooth pictures, and the same ones shifted by half a voxel."""
+    rng = np.random.default_rng(0)
+    coordinates = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
+    phase = rng.uniform(0, 6, (number, len(shape), *(1 for _ in shape)))
+    fixed, moving = (
+        np.prod(1 + np.sin(0.9 * (coordinates + shift) + phase), axis=1)[..., None]
+        for shift in (0.0, 0.6)
+    )
+    return {"moving": moving.astype("float32"), "fixed": fixed.astype("float32")}
+
+
+class Batches(keras.utils.PyDataset):
+    """A user's own data set, which yields dicts alone: no targets."""
+
+    def __init__(self, images, batch_size=4):
+        super().__init__()
+        self.images, self.batch_size = images, batch_size
+
+    def __len__(self):
+        return len(self.images["fixed"]) // self.batch_size
+
+    def __getitem__(self, batch):
+        part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return ({name: stack[part] for name, stack in self.images.items()},)
+
+
+def tensorflow_dataset(images):
+    if keras.config.backend() != "tensorflow":
+        pytest.skip("tf.data needs TensorFlow")
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(images).batch(4)
+
+
+SOURCES = {
+    "arrays": lambda images: images,
+    "own-batches": Batches,
+    "pairs": lambda images: ArrayPairs(images["moving"], images["fixed"], batch_size=4),
+    "tf.data": tensorflow_dataset,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@each_shape
+def test_fit_takes_pairs_without_targets(source, shape):
+    images = pairs(shape)
+    data = SOURCES[source](images)
+    options = {"batch_size": 4} if source == "arrays" else {}
+    model = compiled_model(shape)
+    history = model.fit(
+        data, epochs=8, validation_data=data, shuffle=False, verbose=0, **options
+    ).history
+    names = {"loss", "warped_loss", "displacement_loss"}
+    assert set(history) == names | {f"val_{name}" for name in names}
+    # At start nothing moves.
+    untrained = np.mean((images["moving"] - images["fixed"]) ** 2)
+    assert history["loss"][-1] < 0.95 * untrained
+    assert history["val_loss"][-1] < 0.95 * untrained
+    losses = model.evaluate(data, return_dict=True, verbose=0, **options)
+    assert losses["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-3)
+    total = losses["warped_loss"] + 0.1 * losses["displacement_loss"]
+    assert losses["loss"] == pytest.approx(total, rel=1e-3)
+
+
+@each_shape
+def test_the_target_is_the_fixed_image(shape):
+    images = pairs(shape)
+    losses = compiled_model(shape).evaluate(images, return_dict=True, verbose=0)
+    # At start nothing moves.
+    expected = np.mean((images["moving"] - images["fixed"]) ** 2)
+    assert losses["warped_loss"] == pytest.approx(expected, rel=1e-4)
+    assert losses["displacement_loss"] == 0
+
+
+def test_targets_may_be_given_all_the_same():
+    images = pairs((8, 10))
+    y = {"warped": np.zeros_like(images["fixed"]), "displacement": np.zeros((8, 8, 10, 2))}
+    losses = compiled_model((8, 10)).evaluate(images, y, return_dict=True, verbose=0)
+    assert losses["warped_loss"] == pytest.approx(np.mean(images["moving"] ** 2), rel=1e-4)
+
+
+def test_any_output_named_warped_is_compared_with_the_fixed_image():
+    inputs = {name: keras.Input((8, 10, 1), name=name) for name in ("moving", "fixed")}
+    doubled = keras.layers.Rescaling(2.0)(inputs["moving"])
+    outputs = {"warped": inputs["moving"], "warped_coarse": doubled, "other": doubled}
+    model = RegistrationModel(inputs, outputs)
+    model.compile(loss=dict.fromkeys(outputs, "mean_squared_error"))
+    images = pairs((8, 10))
+    losses = model.evaluate(images, return_dict=True, verbose=0)
+    expected = np.mean((2 * images["moving"] - images["fixed"]) ** 2)
+    assert losses["warped_coarse_loss"] == pytest.approx(expected, rel=1e-4)
+    assert losses["other_loss"] == 0  # its own target
+
+
+def test_metrics_see_the_fixed_image_too():
+    images = pairs((8, 10))
+    model = compiled_model((8, 10), metrics={"warped": ["mean_absolute_error"]})
+    history = model.fit(images, epochs=1, verbose=0).history
+    assert history["warped_mean_absolute_error"][0] > 0.01
+    found = model.evaluate(images, return_dict=True, verbose=0)["warped_mean_absolute_error"]
+    warped = model.predict(images, verbose=0)["warped"]
+    expected = np.mean(np.abs(warped - images["fixed"]))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_predict_and_call_leave_other_keys_aside():
+    images = pairs((8, 10))
+    model = compiled_model((8, 10))
+    extra = {**images, "mask": np.ones_like(images["fixed"]), "age": np.ones((8, 1), "float32")}
+    expected = model.predict(images, verbose=0)
+    found = model.predict(extra, verbose=0)
+    assert set(found) == {"warped", "displacement"}
+    np.testing.assert_allclose(found["warped"], expected["warped"], atol=1e-6)
+    called = ops.convert_to_numpy(model(extra)["warped"])
+    np.testing.assert_allclose(called, expected["warped"], atol=1e-5)
+
+
+# --- masks ---
+
+
+@each_shape
+@pytest.mark.parametrize("channel_axis", [True, False])
+@pytest.mark.parametrize("loss", [NCC(), LocalNCC(3)], ids=lambda loss: loss.name)
+def test_a_mask_weights_the_voxels_of_the_fixed_image(shape, channel_axis, loss):
+    images = pairs(shape, number=4)
+    mask = (np.random.default_rng(1).random(images["fixed"].shape) < 0.5).astype("float32")
+    given = mask if channel_axis else mask[..., 0]
+    model = small_model(shape)
+    model.compile(loss={"warped": loss, "displacement": Diffusion()})
+    found = model.evaluate({**images, "mask": given}, return_dict=True, verbose=0)
+    expected = float(loss(images["fixed"], images["moving"], ops.convert_to_tensor(mask)))
+    assert found["warped_loss"] == pytest.approx(expected, rel=1e-3)
+    without = model.evaluate(images, return_dict=True, verbose=0)
+    assert found["warped_loss"] != pytest.approx(without["warped_loss"], rel=1e-2)
+    assert found["displacement_loss"] == without["displacement_loss"]
+
+
+def test_what_lies_outside_the_mask_does_not_train():
+    images = pairs((8, 10))
+    mask = np.ones((8, 8, 10, 1), "float32")
+    mask[:, :, 6:] = 0
+    spoiled = {**images, "fixed": np.where(mask > 0, images["fixed"], 7.0).astype("float32")}
+    # The network sees the fixed image as well: one that does not look at it.
+    inputs = {name: keras.Input((8, 10, 1), name=name) for name in ("moving", "fixed")}
+    field = keras.layers.Conv2D(2, 3, padding="same", name="displacement")(inputs["moving"])
+    warped = SpatialTransformer(image_gradient=False, name="warped")(inputs["moving"], field)
+    model = RegistrationModel(inputs, {"warped": warped, "displacement": field})
+    model.compile("sgd", loss={"warped": NCC(), "displacement": None})
+    start = model.get_weights()
+    trained = []
+    for data in (images, spoiled):
+        model.set_weights(start)
+        model.fit({**data, "mask": mask}, batch_size=8, shuffle=False, verbose=0)
+        trained.append(model.get_weights()[0])
+    assert np.abs(trained[0] - start[0]).max() > 1e-5
+    np.testing.assert_allclose(trained[0], trained[1], atol=1e-6)
+
+
+class WeightedBatches(Batches):
+    def __getitem__(self, batch):
+        (images,) = super().__getitem__(batch)
+        return images, None, {"warped": np.ones(4, "float32"), "displacement": None}
+
+
+def test_a_mask_and_sample_weights_are_refused_together():
+    images = {**pairs((8, 10)), "mask": np.ones((8, 8, 10, 1), "float32")}
+    model = compiled_model((8, 10))
+    with pytest.raises(ValueError, match=r'(?s)either a "mask".*Received: both.*multiply'):
+        model.fit(WeightedBatches(images), verbose=0)
+
+
+# --- what does not fit ---
+
+
+def test_refuses_other_keys_and_names_those_expected():
+    images = pairs((8, 10))
+    renamed = {"moving": images["moving"], "target": images["fixed"]}
+    model = compiled_model((8, 10))
+    for call in (model.fit, model.predict, model.evaluate):
+        with pytest.raises(ValueError, match=r"(?s)keys .*fixed"):
+            call(renamed, verbose=0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_refuses_integer_images_and_says_how_to_scale_them(dtype):
+    images = {name: (50 * x).astype(dtype) for name, x in pairs((8, 10)).items()}
+    message = rf"(?s)to hold floating-point values; scale.*astype.*Received: dtype {dtype}"
+    model = compiled_model((8, 10))
+    for call in (model.fit, model.predict):
+        with pytest.raises(ValueError, match=message):
+            call(images, verbose=0)
+
+
+def test_refuses_a_warped_image_of_another_size_than_the_fixed():
+    images = pairs((8, 10))
+    inputs = {
+        "moving": keras.Input((8, 10, 1), name="moving"),
+        "fixed": keras.Input((6, 10, 1), name="fixed"),
+    }
+    model = RegistrationModel(inputs, {"warped": keras.layers.Rescaling(1.0)(inputs["moving"])})
+    model.compile("sgd", loss={"warped": NCC()})
+    with pytest.raises(ValueError, match=r"(?s)`fixed` and `warped` of equal shape.*crop"):
+        model.fit({**images, "fixed": images["fixed"][:, :6]}, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"moving": (8, 10, 1), "reference": (8, 10, 1)},
+        {"image": (8, 10, 1)},
+    ],
+)
+def test_refuses_inputs_that_are_no_pair(inputs):
+    inputs = {name: keras.Input(shape, name=name) for name, shape in inputs.items()}
+    with pytest.raises(ValueError, match=r'inputs \{"moving": \.\.\., "fixed": \.\.\.\}.*Received'):
+        RegistrationModel(inputs, {"warped": next(iter(inputs.values()))})
+
+
+def test_refuses_a_list_of_inputs():
+    inputs = [keras.Input((8, 10, 1)), keras.Input((8, 10, 1))]
+    with pytest.raises(ValueError, match=r'inputs \{"moving": \.\.\., "fixed": \.\.\.\}.*Received'):
+        RegistrationModel(inputs, {"warped": inputs[0]})
+
+
+# --- saved files ---
+
+
+def trained(shape):
+    model = small_model(shape)
+    model.compile(
+        keras.optimizers.Adam(0.02),
+        loss={
+            "warped": WeightedSum([NCC(), LocalNCC(3)], [1.0, 0.5]),
+            "displacement": WeightedSum([Diffusion(), Folding(0.2)], [0.1, 1.0]),
+        },
+        loss_weights={"warped": 1.0, "displacement": 0.3},
+    )
+    model.fit(pairs(shape), batch_size=4, epochs=2, verbose=0)
+    return model
+
+
+def test_a_saved_model_brings_back_class_losses_and_optimiser(tmp_path):
+    images = pairs((8, 10))
+    model = trained((8, 10))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is RegistrationModel
+    assert loaded.get_compile_config() == model.get_compile_config()
+    expected = model.evaluate(images, return_dict=True, verbose=0)
+    found = loaded.evaluate(images, return_dict=True, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-4)
+    # The optimiser goes on where it stopped.
+    for each in (model, loaded):
+        each.fit(images, batch_size=8, shuffle=False, verbose=0)
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_saved_model_opens_in_a_fresh_process(tmp_path):
+    shape = (8, 10)
+    images = pairs(shape)
+    model = trained(shape)
+    found = in_fresh_process({"model": Saved(model, images)}, tmp_path)["model"]
+    expected = model.predict_on_batch(images)
+    np.testing.assert_allclose(found["warped"], expected["warped"], atol=1e-5)
+    np.testing.assert_allclose(found["displacement"], expected["displacement"], atol=1e-5)
+    loss = float(model.evaluate(images, return_dict=True, verbose=0)["loss"])
+    assert float(found["loss"]) == pytest.approx(loss, rel=1e-4)
