@@ -50,19 +50,3 @@ def repeat(function, times: int, value):
     for _ in range(times):
         value = function(value)
     return value
-
-
-def is_symbolic(tensor) -> bool:
-    """Whether `tensor` has no values yet: a KerasTensor, or a tensor inside a traced function."""
-    if isinstance(tensor, keras.KerasTensor):
-        return True
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return not tf.executing_eagerly() or tf.is_symbolic_tensor(tensor)
-    if backend == "jax":
-        import jax
-
-        return isinstance(tensor, jax.core.Tracer)
-    return tensor.device.type == "meta"

@@ -1,4 +1,3 @@
-import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -31,18 +30,10 @@ def test_a_compiled_function_takes_any_shape_and_rank():
         np.testing.assert_array_equal(ops.convert_to_numpy(compiled(x)), np.full(shape[:-1], 3.0))
 
 
-def test_a_tensor_is_symbolic_until_it_has_values():
-    assert backend.is_symbolic(keras.KerasTensor((2, 3)))
-    assert not backend.is_symbolic(ops.ones((2, 3)))
-
-
-def test_a_tensor_is_symbolic_while_a_function_is_traced():
-    seen = []
-
-    def function(x):
-        seen.append(backend.is_symbolic(x))
-        return 2 * x
-
-    backend.compiled(function)(ops.ones(3))
-    traces = keras.config.backend() != "torch"  # there nothing is compiled
-    assert seen == [traces]
+def test_repeat_applies_a_function_so_many_times():
+    start = ops.convert_to_tensor(X)
+    for times in (0, 1, 5):
+        result = ops.convert_to_numpy(backend.repeat(lambda x: 2 * x, times, start))
+        np.testing.assert_array_equal(result, 2**times * X)
+    (gradient,) = gradients(lambda x: ops.sum(backend.repeat(ops.square, 2, x)), X)
+    np.testing.assert_allclose(gradient, 4 * X**3, atol=1e-5)
