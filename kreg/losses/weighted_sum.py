@@ -7,6 +7,8 @@ import keras
 class WeightedSum(keras.losses.Loss):
     """loss = sum_k weight_k loss_k: several losses on one output of a model.
 
+    Each loss keeps its own reduction and dtype.
+
     Args:
         losses: Keras losses, such as ``[Diffusion(), Folding()]``.
         weights: one number for each.
@@ -15,10 +17,8 @@ class WeightedSum(keras.losses.Loss):
         ValueError: if there are not as many weights as losses.
     """
 
-    def __init__(
-        self, losses, weights, name="weighted_sum", reduction="sum_over_batch_size", dtype=None
-    ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+    def __init__(self, losses, weights, name="weighted_sum"):
+        super().__init__(name=name)
         if len(losses) != len(weights) or not losses:
             raise ValueError(
                 "Expected at least one loss and as many weights as losses. "
@@ -35,7 +35,7 @@ class WeightedSum(keras.losses.Loss):
     def get_config(self):
         """Return the constructor arguments."""
         losses = [keras.saving.serialize_keras_object(loss) for loss in self.losses]
-        return {**super().get_config(), "losses": losses, "weights": self.weights}
+        return {"name": self.name, "losses": losses, "weights": self.weights}
 
     @classmethod
     def from_config(cls, config):
