@@ -24,10 +24,10 @@ from examples import mnist as example
 from kreg.data import load_mnist
 
 RUNS = {
-    "5-fast": {"digit": 5, "steps": 1000},
-    "5-long": {"digit": 5, "steps": 2400},
-    "all": {"digit": None, "steps": 1800},
-    "5-mse": {"digit": 5, "steps": 1000, "similarity": keras.losses.MeanSquaredError()},
+    "5-fast": {"digit": 5, "steps": 1200},
+    "5-long": {"digit": 5, "steps": 2500},
+    "all": {"digit": None, "steps": 2200},
+    "5-mse": {"digit": 5, "steps": 1200, "similarity": keras.losses.MeanSquaredError()},
 }
 
 
