@@ -15,6 +15,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -176,6 +177,16 @@ def table(rows):
 # --- output ---
 
 
+def may_write(path, overwrite):
+    """Raise FileExistsError unless `path` is free, or an earlier result that may be replaced."""
+    if not path.exists() or (overwrite and (path / "scores.json").exists()):
+        return
+    raise FileExistsError(
+        "Expected an output folder that does not exist yet or, with --overwrite, holds an earlier "
+        f"result (scores.json); name another with --output. Received: {path}."
+    )
+
+
 @contextlib.contextmanager
 def new_folder(path, overwrite):
     """Yield a folder to write into, which becomes `path` only when all went well."""
@@ -183,18 +194,15 @@ def new_folder(path, overwrite):
         numbers = (n for n in range(1, 10_000) if not Path(f"outputs/mnist-{n}").exists())
         path = Path(f"outputs/mnist-{next(numbers)}")
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"Expected an output folder that does not exist yet. Received: {path}; "
-            "name another with --output, or pass --overwrite to replace it."
-        )
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    may_write(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.unfinished-", dir=path.parent))
     try:
         yield unfinished
+        may_write(path, overwrite)  # another run may have been faster
         if path.exists():
             shutil.rmtree(path)
+        unfinished.chmod(0o755)
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -31,7 +31,8 @@ def _without_stderr():
 
 
 if "keras" not in _sys.modules:
-    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Level 2 leaves errors to be seen.
+    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _without_stderr():
         import keras as _keras  # noqa: F401
 

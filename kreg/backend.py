@@ -17,7 +17,8 @@ def compiled(function):
     one another, which XLA would compile for minutes.
 
     Args:
-        function: a pure function of tensors. It is compiled anew for every new set of shapes.
+        function: a pure function of tensors that returns one tensor. It is compiled anew for
+            every new set of shapes.
 
     Returns:
         A callable with the same positional arguments.
@@ -26,10 +27,25 @@ def compiled(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        # Numbers of dimensions differ between callers: retracing is meant, so it isn't relaxed.
-        return functools.wraps(function)(
-            tf.function(function, jit_compile=True, reduce_retracing=False)
-        )
+        forward = tf.function(function, jit_compile=True, autograph=False)
+
+        @tf.function(jit_compile=True, autograph=False)
+        def backward(inputs, upstream):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                output = function(*inputs)
+            zero = tf.UnconnectedGradients.ZERO
+            return tape.gradient(output, inputs, upstream, unconnected_gradients=zero)
+
+        # The backward pass computes the forward again instead of reading its intermediates: as
+        # fast, in less memory. Left to TensorFlow, an outer XLA jit (Keras's default on a GPU)
+        # takes them for constants and compiles every training step anew.
+        @functools.wraps(function)
+        @tf.custom_gradient
+        def boundary(*inputs):
+            return forward(*inputs), lambda *upstream: backward(inputs, upstream[0])
+
+        return boundary
     if backend == "jax":
         import jax
 

@@ -1,8 +1,14 @@
 """RegistrationModel: compile and fit for pairs of images."""
 
 import keras
+from keras import ops
 
 from kreg.ops.coordinates import check_same_size
+
+
+def _is_warped(name: str) -> bool:
+    """Whether an output is an image to be compared with the fixed one."""
+    return name.startswith("warped")
 
 
 @keras.saving.register_keras_serializable("kreg")
@@ -16,7 +22,7 @@ class RegistrationModel(keras.Model):
         model.fit(pairs)  # yields {"moving": ..., "fixed": ...}
 
     Where no targets are given, outputs whose name begins with ``"warped"`` are compared with
-    ``"fixed"``; any other output is its own target, which losses on fields ignore. A ``"mask"``
+    ``"fixed"``, any other output with zeros (which kreg's losses on fields ignore). A ``"mask"``
     in the inputs, ``(batch, *spatial[, 1])``, weights the voxels of the fixed image in the losses
     on ``"warped"`` (and in metrics given as `weighted_metrics`).
 
@@ -74,10 +80,10 @@ class RegistrationModel(keras.Model):
     def _targets(self, x, y, y_pred):
         if y is not None or not isinstance(y_pred, dict):
             return y
-        if "warped" in y_pred:
-            check_same_size(x["fixed"], y_pred["warped"])
+        for name in filter(_is_warped, y_pred):
+            check_same_size(x["fixed"], y_pred[name], ("fixed", name))
         return {
-            name: x["fixed"] if name.startswith("warped") else output
+            name: x["fixed"] if _is_warped(name) else ops.zeros_like(output)
             for name, output in y_pred.items()
         }
 
@@ -89,4 +95,4 @@ class RegistrationModel(keras.Model):
                 'Expected either a "mask" in the inputs or `sample_weight`. Received: both; '
                 "multiply the sample weights into the mask."
             )
-        return {name: x["mask"] if name == "warped" else None for name in y_pred}
+        return {name: x["mask"] if _is_warped(name) else None for name in y_pred}

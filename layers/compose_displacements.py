@@ -3,6 +3,7 @@
 import keras
 
 from kreg import backend
+from kreg.ops.coordinates import check_same_size
 from kreg.ops.displacement import compose
 
 _compose = backend.compiled(compose)
@@ -17,7 +18,8 @@ class ComposeDisplacements(keras.layers.Layer):
         inner: same shape: the field found between the fixed and the already warped image.
 
     Raises:
-        ValueError: if the shapes are not those of displacements.
+        ValueError: if the shapes differ (`ResizeDisplacement` brings one to the other's grid) or
+            are not those of displacements.
     """
 
     def __init__(self, **kwargs):
@@ -25,6 +27,7 @@ class ComposeDisplacements(keras.layers.Layer):
 
     def call(self, outer, inner):
         """Return the composed displacement, ``(batch, *spatial, D)`` float32 voxels."""
+        check_same_size(outer, inner, ("outer", "inner"))
         return _compose(outer, inner)
 
     def compute_output_spec(self, outer, inner):

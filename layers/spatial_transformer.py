@@ -8,7 +8,7 @@ from keras import ops
 from kreg import backend
 from kreg.ops.coordinates import spatial_shape
 from kreg.ops.displacement import warp
-from kreg.ops.interpolation import sample, zero_border
+from kreg.ops.interpolation import sample, sample_nearest, zero_border
 from kreg.ops.linear import matrix_to_displacement, voxel_matrix
 
 
@@ -57,7 +57,8 @@ class SpatialTransformer(keras.layers.Layer):
 
     def call(self, moving, transform):
         """Return the warped image, ``(batch, *spatial, channels)``."""
-        moving = ops.cast(moving, self.compute_dtype)
+        if self.sampler is not sample_nearest:  # bfloat16 would round labels
+            moving = ops.cast(moving, self.compute_dtype)
         if len(transform.shape) == 3:
             shape = self.compute_output_shape(moving.shape, transform.shape)[1:-1]
             voxels = voxel_matrix(
@@ -66,6 +67,13 @@ class SpatialTransformer(keras.layers.Layer):
             transform = matrix_to_displacement(voxels, spatial_shape(moving))
         compiled = _compiled_warp(self.sampler, self.border, self.image_gradient)
         return compiled(moving, ops.cast(transform, "float32"))
+
+    def compute_output_spec(self, moving, transform):
+        """Return the output's shape; labels keep their dtype, images take the compute dtype."""
+        keeps = self.sampler is sample_nearest
+        dtype = keras.backend.standardize_dtype(moving.dtype) if keeps else self.compute_dtype
+        shape = self.compute_output_shape(tuple(moving.shape), tuple(transform.shape))
+        return keras.KerasTensor(shape, dtype=dtype)
 
     def compute_output_shape(self, moving_shape, transform_shape):
         """Return the sizes of the transform's grid with the channels of the image."""

@@ -372,3 +372,10 @@ def test_plain_layers_is_refused():
 def test_import_is_quiet():
     imported = run_python("-c", "import kreg", cwd=ROOT)
     assert (imported.returncode, imported.stdout, imported.stderr) == (0, "", "")
+
+
+def test_readme_is_finished_and_its_files_exist():
+    text = (ROOT / "README.md").read_text()
+    assert not re.findall(r"@[A-Z]+@", text)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (ROOT / target).exists(), target

@@ -25,11 +25,17 @@ def as_images(images, name: str = "images") -> np.ndarray:
             f"Expected `{name}` to be uint8, uint16 or floating point; convert them first. "
             f"Received: dtype {images.dtype}."
         )
+    if images.ndim == 5 and images.shape[1] <= 4 < images.shape[-1]:
+        raise ValueError(
+            f"Expected `{name}` with channels last; `numpy.moveaxis({name}, 1, -1)` moves them. "
+            f"Received: shape {images.shape}."
+        )
     if images.ndim == 3 or (images.ndim == 4 and images.shape[-1] > 4):
         if images.ndim == 4 and images.shape[1] <= 4:
             raise ValueError(
                 f"Expected `{name}` with channels last; `numpy.moveaxis({name}, 1, -1)` moves "
-                f"them. Received: shape {images.shape}."
+                f"them (or `{name}[..., None]`, if these are thin grey volumes). "
+                f"Received: shape {images.shape}."
             )
         images = images[..., None]
     if images.ndim not in (4, 5) or not images.size:
@@ -192,7 +198,7 @@ class RandomPairs(PairDataset):
             raise ValueError(f"Expected `steps` >= 1. Received: {steps}.")
         self.steps, self.seed, self.fresh, self.epoch = steps, seed, fresh, 0
         self._groups = self._group(moving_labels, fixed_labels)
-        self._same = moving is fixed
+        self._same = moving is fixed or np.shares_memory(self.moving, self.fixed)
         if self._same:
             self._groups = [(m, f) for m, f in self._groups if len(f) > 1 or f[0] not in m]
         if not self._groups:

@@ -27,14 +27,16 @@ class FieldLoss(keras.losses.Loss):
         raise NotImplementedError(f"{type(self).__name__} must define penalise().")
 
 
+def difference(field, axis: int):
+    """Return f(x + e_d) - f(x) along the d-th tensor axis, one voxel shorter."""
+    before = (slice(None),) * axis
+    return field[(*before, slice(1, None))] - field[(*before, slice(0, -1))]
+
+
 def forward_differences(field) -> list:
     """Return f(x + e_d) - f(x) for each axis d that has more than one voxel."""
-    return [
-        field[(slice(None),) * axis + (slice(1, None),)]
-        - field[(slice(None),) * axis + (slice(0, -1),)]
-        for axis in range(1, len(field.shape) - 1)
-        if field.shape[axis] != 1
-    ]
+    axes = range(1, len(field.shape) - 1)
+    return [difference(field, axis) for axis in axes if field.shape[axis] != 1]
 
 
 def sample_mean(values):

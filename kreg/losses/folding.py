@@ -7,7 +7,7 @@ from kreg.losses.field_loss import FieldLoss, sample_mean
 from kreg.ops.displacement import jacobian_determinant
 
 
-def folding(displacement, margin=0.0):
+def folding(displacement, margin=0.1):
     """mean over voxels of max(0, margin - det(I + du/dx)).
 
     Args:

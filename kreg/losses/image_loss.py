@@ -10,12 +10,12 @@ class ImageLoss(keras.losses.Loss):
     Called as ``loss(fixed, warped, sample_weight=None)``. A `sample_weight` of shape ``(batch,)``
     weights the samples; one of shape ``(batch, *spatial)`` or ``(batch, *spatial, 1)`` is a mask:
     it weights the voxels of each sample, inside the similarity. Subclasses write
-    ``call(fixed, warped, mask=None)`` and return ``(batch,)``.
+    ``compare(fixed, warped, mask)`` and return ``(batch,)``.
     """
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """Return the reduced loss of `y_true` (fixed) and `y_pred` (warped)."""
-        if sample_weight is None or len(sample_weight.shape) < 3:
+        if sample_weight is None or len(ops.shape(sample_weight)) < 3:
             return super().__call__(y_true, y_pred, sample_weight)
         # Keras hands its structure of targets to `call` as it is: the mask travels in it.
         return super().__call__([y_true, sample_weight], y_pred)
@@ -31,15 +31,18 @@ class ImageLoss(keras.losses.Loss):
 
 
 def voxel_weights(mask, image):
-    """Return `mask` as weights ``(batch, *spatial, 1)`` for `image`, or raise ValueError."""
+    """Return `mask` as weights ``(batch, *spatial, 1)`` for `image`, or raise ValueError.
+
+    No gradient flows to the mask.
+    """
     mask = ops.cast(mask, image.dtype)
     if len(mask.shape) == len(image.shape) - 1:
         mask = mask[..., None]
     shape = tuple(image.shape)
-    known = zip(tuple(mask.shape)[1:-1], shape[1:-1], strict=False)
+    known = zip(tuple(mask.shape), (*shape[:-1], 1), strict=False)
     if len(mask.shape) != len(shape) or any(None not in (a, b) and a != b for a, b in known):
         raise ValueError(
             "Expected a mask of shape (batch, *spatial) or (batch, *spatial, 1) that fits the "
             f"image. Received: mask {tuple(mask.shape)}, image {shape}."
         )
-    return mask
+    return ops.stop_gradient(mask)

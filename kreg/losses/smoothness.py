@@ -3,7 +3,12 @@
 import keras
 from keras import ops
 
-from kreg.losses.field_loss import FieldLoss, forward_differences, sample_mean
+from kreg.losses.field_loss import (
+    FieldLoss,
+    difference,
+    forward_differences,
+    sample_mean,
+)
 
 
 def _mean_over_axes(terms, field):
@@ -105,18 +110,12 @@ def bending_energy(field):
     axes = [axis for axis in range(1, len(field.shape) - 1) if field.shape[axis] != 1]
     total = _mean_over_axes([], field)
     for i, axis in enumerate(axes):
-        first = _difference(field, axis)
+        first = difference(field, axis)
         if field.shape[axis] != 2:
-            total = total + sample_mean(ops.square(_difference(first, axis)))
+            total = total + sample_mean(ops.square(difference(first, axis)))
         for other in axes[i + 1 :]:
-            total = total + 2 * sample_mean(ops.square(_difference(first, other)))
+            total = total + 2 * sample_mean(ops.square(difference(first, other)))
     return total
-
-
-def _difference(field, axis):
-    upper = (slice(None),) * axis + (slice(1, None),)
-    lower = (slice(None),) * axis + (slice(0, -1),)
-    return field[upper] - field[lower]
 
 
 @keras.saving.register_keras_serializable("kreg")

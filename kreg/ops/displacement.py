@@ -114,13 +114,16 @@ def invert(displacement, iterations: int = 20):
         ``(batch, *spatial, D)``.
 
     Raises:
-        ValueError: if the shape is not that of a displacement.
+        ValueError: if `iterations` is negative or the shape is not that of a displacement.
     """
+    if iterations < 0:
+        raise ValueError(f"Expected `iterations` >= 0. Received: {iterations}.")
     displacement = check_displacement(displacement)
-    inverse = -displacement
-    for _ in range(iterations):
-        inverse = -warp(displacement, inverse, border=nearest_border)
-    return inverse
+
+    def improve(inverse):
+        return -warp(displacement, inverse, border=nearest_border)
+
+    return repeat(improve, iterations, -displacement)
 
 
 def resize(displacement, shape):
@@ -141,10 +144,11 @@ def resize(displacement, shape):
     """
     displacement = check_displacement(displacement)
     old = spatial_shape(displacement)
-    if len(shape) != len(old):
-        raise ValueError(f"Expected {len(old)} new sizes. Received: {shape}.")
+    if len(shape) != len(old) or any(isinstance(new, int) and new < 1 for new in shape):
+        raise ValueError(f"Expected {len(old)} new sizes, each at least 1. Received: {shape}.")
     for axis, (size, new) in enumerate(zip(old, shape, strict=True), 1):
-        displacement = along_axis(displacement, _linear_operator(size, new), axis)
+        if not (isinstance(size, int) and isinstance(new, int) and size == new):
+            displacement = along_axis(displacement, _linear_operator(size, new), axis)
     ratio = [
         ops.cast(new, COORDINATE_DTYPE) / ops.cast(size, COORDINATE_DTYPE)
         for size, new in zip(old, shape, strict=True)

@@ -6,6 +6,7 @@ your own.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 import keras
@@ -84,10 +85,11 @@ def _rows(image, dtype):
 
 
 def _index_dtype(image):
-    known = [n for n in image.shape[:-1] if n is not None]
-    rows = 1
-    for size in known:
-        rows *= size
+    """int32, the faster, unless the voxels known of the batch outnumber it.
+
+    A batch of unknown size that does would need 8 GiB for its indices alone.
+    """
+    rows = math.prod(size for size in image.shape[:-1] if size is not None)
     return "int64" if rows >= 2**31 else "int32"
 
 

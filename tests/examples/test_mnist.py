@@ -70,6 +70,15 @@ def test_existing_output_is_refused_and_kept(mnist_file, tmp_path):
     assert (output / "precious.txt").read_text() == "keep me"
 
 
+def test_overwrite_replaces_only_an_earlier_result(mnist_file, tmp_path):
+    output = tmp_path / "thesis"
+    output.mkdir()
+    (output / "precious.txt").write_text("keep me")
+    done = run("--quick", "--overwrite", "--mnist", mnist_file, "--output", output)
+    assert done.returncode != 0
+    assert (output / "precious.txt").read_text() == "keep me"
+
+
 def test_broken_mnist_file_leaves_nothing_behind(tmp_path):
     broken = tmp_path / "mnist.npz"
     broken.write_bytes(b"PK\x03\x04 not an archive")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import kreg
 from kreg.layers import ComposeDisplacements, IntegrateVelocity, ResizeDisplacement
 from kreg.ops import compose, integrate, resize
 from tests.fields import SHAPES, smooth_field
@@ -88,12 +89,18 @@ def test_refuses_what_is_no_field(call, wrong):
 
 def test_refuses_unequal_batches_and_ranks():
     field = np.zeros((2, 9, 12, 2), "float32")
-    with pytest.raises(ValueError, match=r"repeat the smaller batch first"):
+    with pytest.raises(ValueError, match=r"`outer` and `inner` of equal shape"):
         ComposeDisplacements()(field, field[:1])
-    with pytest.raises(ValueError, match=r"Expected 2 new sizes\. Received"):
+    with pytest.raises(ValueError, match=r"Expected 2 new sizes.*Received"):
         ResizeDisplacement()(field, np.zeros((2, 4, 4, 4, 1), "float32"))
 
 
 def test_integrate_refuses_negative_steps_when_made():
     with pytest.raises(ValueError, match=r"`steps` >= 0\. Received: -2"):
         IntegrateVelocity(-2)
+
+
+def test_fields_of_unequal_size_are_not_composed():
+    outer, inner = np.zeros((1, 8, 8, 2), "float32"), np.zeros((1, 16, 16, 2), "float32")
+    with pytest.raises(ValueError, match="`outer` and `inner` of equal shape"):
+        kreg.layers.ComposeDisplacements()(outer, inner)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import kreg
 from kreg.layers import SpatialTransformer
 from kreg.losses import Diffusion
 from kreg.ops import (
@@ -190,3 +191,10 @@ def test_refuses_a_spacing_for_other_axes():
     layer = SpatialTransformer(spacing=(1, 1, 1))
     with pytest.raises(ValueError, match=r"one positive spacing for each of the 2 spatial axes"):
         layer(IMAGE, np.repeat(rotation(10, 2), 2, axis=0))
+
+
+def test_labels_survive_mixed_precision():
+    layer = kreg.layers.SpatialTransformer(sampler=kreg.ops.sample_nearest, dtype="mixed_bfloat16")
+    labels = np.full((1, 4, 4, 1), 1035, "float32")
+    warped = layer(labels, np.zeros((1, 4, 4, 2), "float32"))
+    np.testing.assert_array_equal(np.asarray(keras.ops.convert_to_numpy(warped)), labels)

@@ -36,7 +36,7 @@ def test_a_map_that_nowhere_shrinks_below_the_margin_costs_nothing(shape):
 def test_a_mirrored_map_costs_its_negative_volume(shape):
     mirror = np.zeros((len(shape), len(shape)))
     mirror[-1, -1] = -2.0
-    assert float(folding(affine_field(mirror, 0.0, shape))[0]) == pytest.approx(1, abs=1e-5)
+    assert float(folding(affine_field(mirror, 0.0, shape), 0)[0]) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 3, 4)])

@@ -96,3 +96,34 @@ def test_gradients_equal_central_differences(shape, argument, masked):
     expected = central_differences(with_mask, *pair, argument=argument)
     np.testing.assert_allclose(found, expected, atol=5e-4)
     assert np.abs(expected).max() > 0.02
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1000.1])
+def test_large_constant_images_correlate_with_nothing(value):
+    constant = np.full((1, 512, 512, 1), value, "float32")
+    pattern = np.random.default_rng(0).random((1, 512, 512, 1), "float32")
+    assert abs(float(ncc(constant, constant)[0])) < 1e-3
+    assert abs(float(ncc(constant, pattern)[0])) < 1e-3
+
+
+def test_small_units_change_nothing():
+    fixed, warped = random_pair((9, 12))
+    expected = numpy(ncc(fixed, warped))
+    np.testing.assert_allclose(numpy(ncc(1e-9 * fixed, warped)), expected, atol=1e-4)
+
+
+def test_what_is_masked_may_be_nan():
+    fixed, warped = random_pair((9, 12))
+    mask = np.ones((2, 9, 12), "float32")
+    mask[:, :3] = 0
+    expected = numpy(ncc(fixed, warped, mask))
+    fixed = np.array(fixed)
+    fixed[:, 1] = np.nan
+    np.testing.assert_allclose(numpy(ncc(fixed, warped, mask)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 12, 3), (3, 9, 12), (2, 9, 11)])
+def test_masks_that_do_not_fit_are_refused(shape):
+    fixed, warped = random_pair((9, 12))
+    with pytest.raises(ValueError, match="Expected a mask"):
+        ncc(fixed, warped, np.ones(shape, "float32"))

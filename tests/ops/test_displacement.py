@@ -318,7 +318,7 @@ def test_refuses_what_is_no_field(call, wrong):
         (lambda: warp(IMAGE, FIELD[:1]), r"repeat the smaller batch first"),
         (lambda: compose(FIELD, FIELD[:1]), r"repeat the smaller batch first"),
         (lambda: integrate(FIELD, -1), r"`steps` >= 0\. Received: -1"),
-        (lambda: resize(FIELD, (3, 3, 3)), r"Expected 2 new sizes\. Received: \(3, 3, 3\)"),
+        (lambda: resize(FIELD, (3, 3, 3)), r"Expected 2 new sizes.*Received: \(3, 3, 3\)"),
     ],
 )
 def test_refuses_what_does_not_fit(call, message):
