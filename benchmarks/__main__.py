@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     seconds: float  # of each turn, at least
     calls: int  # in each turn, at least
     #: A peer that needs longer than this for one call gets few rounds of one call each.
-    slow: float = 5.0
+    slow: float = 2.0
     slow_rounds: int = 3
     #: Whether processes serve all rows: their peak memory then means nothing.
     shared_workers: bool = False

@@ -26,7 +26,7 @@ from kreg.data import load_mnist
 RUNS = {
     "5-fast": {"digit": 5, "steps": 1200},
     "5-long": {"digit": 5, "steps": 2500},
-    "all": {"digit": None, "steps": 2200},
+    "all": {"digit": None, "steps": 2800},
     "5-mse": {"digit": 5, "steps": 1200, "similarity": keras.losses.MeanSquaredError()},
 }
 

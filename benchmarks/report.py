@@ -126,5 +126,7 @@ def write(run: dict, folder: Path) -> Path:
     stem = f"operations-{run['backend']}-{run['device']}-{run['threads']}"
     path = folder / f"{stem}.md"
     path.write_text(markdown(run))
-    (folder / f"{stem}.json").write_text(json.dumps(run, indent=1) + "\n")
+    # Four digits of each duration are more than any clock here is good for.
+    rounded = json.loads(json.dumps(run), parse_float=lambda text: float(f"{float(text):.4g}"))
+    (folder / f"{stem}.json").write_text(json.dumps(rounded) + "\n")
     return path

@@ -131,8 +131,11 @@ def sample(image, points, *, border: Border = zero_border):
     lower, fraction = _lower_corner(points, sizes, dtype)
 
     index = ops.reshape(index, (-1,) + (1,) * (len(points.shape) - 2))
-    for corner, stride in zip(lower, strides, strict=True):
-        index = index + corner * stride
+    # A product with the strides and a sum over its axis, not one axis after the other: XLA stores
+    # the result of a reduction, where it would work out additions, down to the points, once more
+    # for each of the 2^D corners.
+    weighted = ops.stack(lower, axis=-1) * ops.stack([ops.cast(s, dtype) for s in strides])
+    index = index + ops.sum(weighted, axis=-1)
     # An axis of one voxel has no upper neighbour: its step is 0, its fraction as well.
     steps = [
         stride * ops.minimum(ops.cast(size, dtype) - 1, 1)
