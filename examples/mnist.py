@@ -33,7 +33,7 @@ def define_flags():
         "mnist", None, "mnist.npz, or a folder that holds it; searched for if left out"
     )
     flags.DEFINE_integer("digit", None, "train on this digit only; all ten if left out", 0, 9)
-    flags.DEFINE_integer("steps", 1000, "training steps of 32 pairs", lower_bound=1)
+    flags.DEFINE_integer("steps", 700, "training steps of 32 pairs", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "of weights and pairs")
     flags.DEFINE_string("output", None, "folder to write; a new one in outputs/ if left out")
     flags.DEFINE_bool("overwrite", False, "replace the output folder if it exists")
@@ -98,7 +98,7 @@ def mixed_precision():
         keras.config.set_dtype_policy(before)
 
 
-def train(digits, *, digit=None, steps=1000, seed=0, similarity=None, verbose="auto"):
+def train(digits, *, digit=None, steps=700, seed=0, similarity=None, verbose="auto"):
     """Return the model trained on same-digit pairs of the training split, and its history."""
     keras.utils.set_random_seed(seed)
     epochs = max(1, steps // 100)

@@ -31,8 +31,8 @@ def _without_stderr():
 
 
 if "keras" not in _sys.modules:
-    # Level 2 leaves errors to be seen.
-    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # At level 2 a machine without a GPU is told of a CUDA error; a variable that is set stays.
+    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _without_stderr():
         import keras as _keras  # noqa: F401
 
