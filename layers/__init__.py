@@ -9,7 +9,9 @@ if __name__ != "kreg.layers":
 from kreg.layers.compose_displacements import ComposeDisplacements
 from kreg.layers.crop_like import CropLike
 from kreg.layers.depth_to_space import DepthToSpace
+from kreg.layers.gaussian_pyramid import GaussianPyramid
 from kreg.layers.integrate_velocity import IntegrateVelocity
+from kreg.layers.matrix_exp_affine import MatrixExpAffine
 from kreg.layers.resize_displacement import ResizeDisplacement
 from kreg.layers.spatial_transformer import SpatialTransformer
 from kreg.layers.standardise import Standardise
@@ -18,7 +20,9 @@ __all__ = [
     "ComposeDisplacements",
     "CropLike",
     "DepthToSpace",
+    "GaussianPyramid",
     "IntegrateVelocity",
+    "MatrixExpAffine",
     "ResizeDisplacement",
     "SpatialTransformer",
     "Standardise",

@@ -11,7 +11,7 @@ from kreg.ops.displacement import (
     warp,
 )
 from kreg.ops.filters import box_filter, box_sum, gaussian_filter
-from kreg.ops.intensity import standardise
+from kreg.ops.intensity import normalise_locally, standardise
 from kreg.ops.interpolation import (
     nearest_border,
     reflect_border,
@@ -19,20 +19,37 @@ from kreg.ops.interpolation import (
     sample_nearest,
     zero_border,
 )
-from kreg.ops.linear import matrix_to_displacement, transform_points, voxel_matrix
+from kreg.ops.linear import (
+    change_frame,
+    compose_matrices,
+    invert_matrix,
+    matrix_to_displacement,
+    transform_points,
+    voxel_matrix,
+)
+from kreg.ops.matrix_exponential import matrix_exponential
+from kreg.ops.pyramid import downsample, gaussian_pyramid, pyramid_frames
 
 __all__ = [
     "box_filter",
     "box_sum",
     "centred_frame",
+    "change_frame",
     "compose",
+    "compose_matrices",
+    "downsample",
     "gaussian_filter",
+    "gaussian_pyramid",
     "identity_grid",
     "integrate",
     "invert",
+    "invert_matrix",
     "jacobian_determinant",
+    "matrix_exponential",
     "matrix_to_displacement",
     "nearest_border",
+    "normalise_locally",
+    "pyramid_frames",
     "reflect_border",
     "resize",
     "sample",

@@ -34,8 +34,14 @@ def along_axis(image, operator, axis: int):
     """
     shape = ops.shape(image)
     before, after = shape[:axis], shape[axis + 1 :]
-    stacked = ops.reshape(image, (_product(before), shape[axis], _product(after)))
-    result = ops.matmul(ops.cast(operator, image.dtype), stacked)
+    operator = ops.cast(operator, image.dtype)
+    if all(isinstance(size, int) and size == 1 for size in after):
+        # One product of two matrices, not a product with a vector for each row of the image.
+        stacked = ops.reshape(image, (_product(before), shape[axis]))
+        result = ops.matmul(stacked, ops.transpose(operator))
+    else:
+        stacked = ops.reshape(image, (_product(before), shape[axis], _product(after)))
+        result = ops.matmul(operator, stacked)
     return ops.reshape(result, (*before, ops.shape(operator)[0], *after))
 
 
@@ -46,7 +52,7 @@ def _product(sizes):
     return product
 
 
-def _mirrored(image, radius: int, axis: int):
+def mirrored(image, radius: int, axis: int):
     """The image with `radius` more voxels at either end of an axis (``b a | a b c | c b``)."""
 
     # Not `ops.pad`: on PyTorch Keras repeats the edge where "symmetric" is asked for.
@@ -58,7 +64,7 @@ def _mirrored(image, radius: int, axis: int):
 
 
 def _shifted_sum(image, kernel: np.ndarray, axis: int):
-    padded = _mirrored(image, len(kernel) // 2, axis)
+    padded = mirrored(image, len(kernel) // 2, axis)
     size = ops.shape(image)[axis]
     result = 0.0
     for offset, weight in enumerate(kernel):
@@ -73,8 +79,7 @@ def _banded(kernel: np.ndarray, size: int) -> np.ndarray:
     matrix = np.zeros((size, size))
     rows = np.arange(size)
     for offset, weight in enumerate(kernel, -radius):
-        folded = np.mod(rows + offset, 2 * size)
-        np.add.at(matrix, (rows, np.minimum(folded, 2 * size - 1 - folded)), weight)
+        np.add.at(matrix, (rows, _folded(rows + offset, size)), weight)
     return matrix.astype("float32")
 
 
@@ -84,6 +89,38 @@ def gaussian_kernel(sigma: float, truncate: float = 4.0) -> np.ndarray:
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2) if sigma > 0 else np.ones(1)
     return kernel / kernel.sum()
+
+
+def gaussian_operator(points, size: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
+    """A[i, j] = g_sigma(j - points[i]), each row normalised: a low-pass sampled anywhere.
+
+    Rows reach as far as `gaussian_kernel`; what lies beyond the axis is mirrored.
+
+    Args:
+        points: where to sample, in voxels of the axis.
+        size: length of the axis.
+        sigma: standard deviation in voxels, positive.
+        truncate: radius in standard deviations.
+
+    Returns:
+        ``(len(points), size)``, float32, for `along_axis`.
+    """
+    points = np.asarray(points, "float64")[:, None]
+    reach = truncate * sigma + 0.5
+    voxels = np.ceil(points - reach) + np.arange(int(2 * reach) + 1)
+    power = 0.5 * ((voxels - points) / sigma) ** 2
+    # The nearest voxel has weight 1, or a narrow kernel between two voxels would vanish.
+    weights = np.exp(power.min(axis=1, keepdims=True) - power) * (voxels <= points + reach)
+    matrix = np.zeros((len(points), size))
+    rows = np.arange(len(points))[:, None]
+    np.add.at(matrix, (rows, _folded(voxels.astype(int), size)), weights)
+    return (matrix / weights.sum(axis=1, keepdims=True)).astype("float32")
+
+
+def _folded(index: np.ndarray, size: int) -> np.ndarray:
+    """Index of the voxel that mirroring (``b a | a b c | c b``) puts at `index`."""
+    folded = np.mod(index, 2 * size)
+    return np.minimum(folded, 2 * size - 1 - folded)
 
 
 def gaussian_filter(image, sigma: float | Sequence[float], *, truncate: float = 4.0):
@@ -125,6 +162,11 @@ def _known_size(image, axis: int) -> int:
             f"Received: shape {tuple(image.shape)}."
         )
     return image.shape[axis]
+
+
+def known_sizes(image) -> tuple[int, ...]:
+    """Return the spatial sizes as ints, or raise ValueError where one is unknown."""
+    return tuple(_known_size(image, axis) for axis in range(1, len(image.shape) - 1))
 
 
 def check_window(window, dimensions: int) -> list[int]:

@@ -93,8 +93,17 @@ def _index_dtype(image):
     return "int64" if rows >= 2**31 else "int32"
 
 
-def _lower_corner(points, sizes, dtype):
-    """Index of the cell's lower corner, and the position within the cell, one tensor an axis."""
+def lower_corner(points, sizes, dtype):
+    """Return the index of each cell's lower corner and the position in the cell, axis by axis.
+
+    Args:
+        points: ``(..., D)``, voxel indices within the image.
+        sizes: D sizes, ints or tensors that fit the points' leading axes.
+        dtype: of the index.
+
+    Returns:
+        Two lists of D tensors ``(...,)``.
+    """
     lower, fraction = [], []
     for coordinate, size in zip(ops.unstack(points, axis=-1), sizes, strict=True):
         # The cast is a floor: the border leaves no negative coordinate. The int is clipped too:
@@ -128,7 +137,7 @@ def sample(image, points, *, border: Border = zero_border):
     dtype = _index_dtype(image)
     sizes = spatial_shape(image)
     flat, index, strides = _rows(image, dtype)
-    lower, fraction = _lower_corner(points, sizes, dtype)
+    lower, fraction = lower_corner(points, sizes, dtype)
 
     index = ops.reshape(index, (-1,) + (1,) * (len(points.shape) - 2))
     # A product with the strides and a sum over its axis, not one axis after the other: XLA stores
@@ -141,12 +150,27 @@ def sample(image, points, *, border: Border = zero_border):
         stride * ops.minimum(ops.cast(size, dtype) - 1, 1)
         for stride, size in zip(strides, sizes, strict=True)
     ]
+    return linear_rows(flat, index, steps, fraction)
+
+
+def linear_rows(rows, index, steps, fraction):
+    """Interpolate between the 2^D rows around each point.
+
+    Args:
+        rows: ``(n, channels)``.
+        index: ``(...,)``: the row of each cell's lower corner.
+        steps: D ints or tensors: how many rows on the neighbour along each axis lies.
+        fraction: D tensors ``(...,)``: the position within the cell, 0 to 1.
+
+    Returns:
+        ``(..., channels)`` in the dtype of the rows.
+    """
     values = [
-        ops.take(flat, index + sum(o * s for o, s in zip(offsets, steps, strict=True)), axis=0)
-        for offsets in itertools.product((0, 1), repeat=len(sizes))
+        ops.take(rows, index + sum(o * s for o, s in zip(offsets, steps, strict=True)), axis=0)
+        for offsets in itertools.product((0, 1), repeat=len(steps))
     ]
     for weight in reversed(fraction):  # the last axis varies fastest: neighbours in `values`
-        weight = ops.cast(weight[..., None], image.dtype)
+        weight = ops.cast(weight[..., None], rows.dtype)
         pairs = zip(values[0::2], values[1::2], strict=True)
         values = [low + (high - low) * weight for low, high in pairs]
     return values[0]

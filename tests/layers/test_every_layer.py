@@ -9,11 +9,13 @@ import pytest
 from keras import backend, ops
 
 from kreg import layers
+from kreg.groups import Rigid
 from kreg.layers import (
     ComposeDisplacements,
     CropLike,
     DepthToSpace,
     IntegrateVelocity,
+    MatrixExpAffine,
     ResizeDisplacement,
     SpatialTransformer,
     Standardise,
@@ -49,6 +51,11 @@ def matrix(shape, batch):
     return matrix.astype("float32")
 
 
+def coefficients(shape, batch):
+    size = Rigid().size(len(shape))
+    return np.random.default_rng(4).normal(0, 0.3, (batch, size)).astype("float32")
+
+
 def larger(shape):
     return tuple(size + 1 + axis for axis, size in enumerate(shape))
 
@@ -74,6 +81,10 @@ CASES = {
         DepthToSpace,
         lambda shape, batch: [image(shape, batch, 3 * 2 ** len(shape))],
         field=False,
+    ),
+    "MatrixExpAffine": Case(
+        lambda **options: MatrixExpAffine(Rigid(), scale=4.5, **options),
+        lambda shape, batch: [coefficients(shape, batch)],
     ),
     "IntegrateVelocity": Case(
         lambda **options: IntegrateVelocity(3, **options),
@@ -124,7 +135,8 @@ def model_of(layer, arrays, *, any_size=False):
 
 
 def test_no_layer_is_left_out():
-    assert {name.split("-")[0] for name in CASES} == set(layers.__all__)
+    # It has several outputs: tests/layers/test_gaussian_pyramid.py makes these checks for it.
+    assert {name.split("-")[0] for name in CASES} | {"GaussianPyramid"} == set(layers.__all__)
 
 
 @each_layer
@@ -195,7 +207,8 @@ def test_the_spatial_sizes_may_be_unknown(name, shape):
     for size in (shape, larger(shape)):
         arrays = case.inputs(size, 2)
         expected = numpy(layer(*arrays))
-        assert model.output_shape == (None,) * (len(shape) + 1) + expected.shape[-1:]
+        sizes = (None,) * (expected.ndim - 2) if arrays[0].ndim > 2 else expected.shape[1:-1]
+        assert model.output_shape == (None, *sizes, expected.shape[-1])
         np.testing.assert_allclose(model.predict_on_batch(arrays), expected, atol=1e-5)
 
 
