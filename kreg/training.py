@@ -11,6 +11,13 @@ def _is_warped(name: str) -> bool:
     return name.startswith("warped")
 
 
+def _losses(structure):
+    """Every loss in what `compile` takes, and those that they are made of."""
+    for loss in keras.tree.flatten(structure):
+        yield loss
+        yield from _losses(getattr(loss, "losses", ()))
+
+
 @keras.saving.register_keras_serializable("kreg")
 class RegistrationModel(keras.Model):
     """A functional model of {"moving", "fixed"} whose target is its own fixed image.
@@ -25,6 +32,9 @@ class RegistrationModel(keras.Model):
     ``"fixed"``, any other output with zeros (which kreg's losses on fields ignore). A ``"mask"``
     in the inputs, ``(batch, *spatial[, 1])``, weights the voxels of the fixed image in the losses
     on ``"warped"`` (and in metrics given as `weighted_metrics`).
+
+    A loss with a network of its own (`kreg.losses.MINE`) is trained beside the model, which keeps
+    the network among its weights, in files too.
 
     Args:
         inputs: ``{"moving": KerasTensor, "fixed": KerasTensor}``.
@@ -43,6 +53,22 @@ class RegistrationModel(keras.Model):
                 'Expected a functional model with inputs {"moving": ..., "fixed": ...} and outputs '
                 f'{{"warped": ..., "displacement": ...}}. Received: inputs {inputs}.'
             )
+
+    def compile(self, optimizer="rmsprop", loss=None, *args, **kwargs):
+        """Compile as any Keras model, and track the networks that losses own."""
+        networks = getattr(self, "_loss_networks", [])
+        while networks:  # those of an earlier compile
+            networks.pop()
+        for each in _losses(loss):
+            if hasattr(each, "adopt"):
+                each.adopt(self)
+        super().compile(optimizer, loss, *args, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compile as the saved model was: Keras does so only where `compile` is its own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
 
     def call(self, inputs, training=None, mask=None):
         """Return the outputs for a dict of images; keys that are not inputs are left aside."""
@@ -81,11 +107,18 @@ class RegistrationModel(keras.Model):
         if y is not None or not isinstance(y_pred, dict):
             return y
         for name in filter(_is_warped, y_pred):
-            check_same_size(x["fixed"], y_pred[name], ("fixed", name))
+            fixed, warped = x["fixed"], y_pred[name]
+            if self._takes_any_channels(name):
+                fixed, warped = fixed[..., :1], warped[..., :1]
+            check_same_size(fixed, warped, ("fixed", name))
         return {
             name: x["fixed"] if _is_warped(name) else ops.zeros_like(output)
             for name, output in y_pred.items()
         }
+
+    def _takes_any_channels(self, name):
+        loss = self.loss.get(name) if isinstance(self.loss, dict) else self.loss
+        return getattr(loss, "any_channels", False)
 
     def _weights(self, x, y_pred, sample_weight):
         if not isinstance(x, dict) or "mask" not in x or not isinstance(y_pred, dict):

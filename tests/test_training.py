@@ -8,6 +8,7 @@ from kreg import RegistrationModel
 from kreg.data import ArrayPairs
 from kreg.layers import SpatialTransformer
 from kreg.losses import NCC, Diffusion, Folding, LocalNCC, WeightedSum
+from kreg.losses.mine import MINE
 from tests.fresh_process import Saved, in_fresh_process
 
 SHAPES = [(8, 10), (4, 6, 5)]
@@ -334,6 +335,151 @@ def test_training_under_an_outer_jit_is_the_same():
         history = model.fit(images, epochs=3, batch_size=4, verbose=0).history
         losses_seen.append(history["loss"])
     np.testing.assert_allclose(losses_seen[1], losses_seen[0], rtol=1e-4)
+
+
+# --- losses that own a network ---
+
+
+def structures(mine):
+    """Where a loss may hide."""
+    other = WeightedSum([WeightedSum([mine], [0.5]), NCC()], [1.0, 1.0])
+    return {
+        "dict": {"warped": mine, "displacement": Diffusion()},
+        "sum": {"warped": other, "displacement": Diffusion()},
+        "list": [Diffusion(), mine],  # outputs in the order of their names
+    }
+
+
+def numbers(variables):
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+@pytest.mark.parametrize("kind", ["dict", "sum", "list"])
+def test_fit_trains_the_network_of_a_loss_and_moves_its_state(kind):
+    shape = (8, 10)
+    images = pairs(shape)
+    mine = MINE(samples=64, bias_corrected=True)
+    model = small_model(shape)
+    plain = len(model.trainable_variables)
+    model.compile(keras.optimizers.Adam(0.01), loss=structures(mine)[kind])
+    assert len(model.trainable_variables) == plain + 5
+    model.fit(images, batch_size=4, epochs=1, verbose=0)
+    before = numbers(mine.estimator.variables)
+    model.fit(images, batch_size=4, epochs=1, verbose=0)
+    for variable, old in zip(mine.estimator.variables, before, strict=True):
+        assert (ops.convert_to_numpy(variable) != old).any(), variable.path
+
+
+def test_the_network_goes_with_its_loss():
+    images = pairs((8, 10))
+    first, second = MINE(samples=64), MINE(samples=64)
+    model = small_model((8, 10))
+    plain = len(model.trainable_variables)
+    model.compile("sgd", loss={"warped": "mean_squared_error", "displacement": None})
+    model.fit(images, verbose=0)
+    for loss in (first, second):
+        model.compile(keras.optimizers.SGD(0.1), loss={"warped": loss, "displacement": None})
+        model.fit(images, verbose=0)
+        assert len(model.trainable_variables) == plain + 5
+    before = numbers(first.estimator.trainable_variables)
+    model.fit(images, verbose=0)
+    for old, now in zip(before, numbers(first.estimator.trainable_variables), strict=True):
+        np.testing.assert_array_equal(now, old)
+    model.compile("sgd", loss={"warped": NCC(), "displacement": None})
+    assert len(model.trainable_variables) == plain
+
+
+def test_mine_learns_to_align_images_of_another_contrast():
+    images = pairs((8, 10), number=16)
+    images["moving"] = np.cos(images["moving"])  # not monotone
+    inputs = {name: keras.Input((8, 10, 1), name=name) for name in ("moving", "fixed")}
+    # One shift for all pairs: the bias of a convolution that sees nothing.
+    field = keras.layers.Conv2D(2, 1, kernel_initializer="zeros", name="displacement")(
+        keras.layers.Rescaling(0.0)(inputs["fixed"])
+    )
+    warped = SpatialTransformer(border=kreg.ops.nearest_border, image_gradient=False)
+    outputs = {"warped": warped(inputs["moving"], field), "displacement": field}
+    model = RegistrationModel(inputs, outputs)
+    mine = MINE(samples=256)
+    model.compile(keras.optimizers.Adam(0.02), loss={"warped": mine, "displacement": None})
+    model.fit(
+        {name: np.concatenate([x] * 100) for name, x in images.items()}, batch_size=16, verbose=0
+    )
+    # Pictures are made at x and x + 0.6: to find x again, look 0.6 to the left.
+    shift = model.predict(images, verbose=0)["displacement"].mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(shift, -0.6, atol=0.25)
+
+
+def test_images_of_unlike_channels_are_taken_by_mine_alone():
+    images = pairs((8, 10))
+    images["moving"] = np.repeat(images["moving"], 2, axis=-1)
+    inputs = {
+        "moving": keras.Input((8, 10, 2), name="moving"),
+        "fixed": keras.Input((8, 10, 1), name="fixed"),
+    }
+    model = RegistrationModel(inputs, {"warped": keras.layers.Rescaling(1.0)(inputs["moving"])})
+    mine = MINE(channels=(1, 2), samples=64)
+    for loss in (mine, {"warped": mine}):
+        model.compile("sgd", loss=loss)
+        assert np.isfinite(model.evaluate(images, verbose=0))
+    model.compile("sgd", loss={"warped": WeightedSum([mine, NCC()], [1, 1])})
+    with pytest.raises(ValueError, match=r"`fixed` and `warped` of equal shape"):
+        model.evaluate(images, verbose=0)
+
+
+def test_a_mask_says_where_mine_looks():
+    images = pairs((8, 10))
+    images["mask"] = np.ones((8, 8, 10), "float32")
+    images["mask"][:, :, 6:] = 0
+    spoiled = {**images, "fixed": images["fixed"].copy(), "moving": images["moving"].copy()}
+    for name in ("fixed", "moving"):
+        spoiled[name][:, :, 6:] = np.nan
+    inputs = {name: keras.Input((8, 10, 1), name=name) for name in ("moving", "fixed")}
+    values = []
+    for data in (images, spoiled):
+        keras.utils.set_random_seed(0)
+        model = RegistrationModel(inputs, {"warped": keras.layers.Rescaling(1.0)(inputs["moving"])})
+        model.compile("sgd", loss={"warped": MINE(samples=64)})
+        values.append(model.evaluate(data, verbose=0))
+    assert values[0] == values[1] != 0
+
+
+def test_a_saved_model_brings_back_the_network_of_its_loss(tmp_path):
+    images = pairs((8, 10))
+    mine = MINE(hidden=(6, 5), samples=64, bias_corrected=True)
+    model = small_model((8, 10))
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        loss={"warped": WeightedSum([mine, NCC()], [1, 1]), "displacement": Diffusion()},
+    )
+    model.fit(images, batch_size=4, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    twin = loaded.loss["warped"].losses[0]
+    assert twin.get_config() == mine.get_config()
+    # All but where the draws go on: Keras keeps the state of no random layer.
+    for one, other in zip(mine.estimator.get_weights(), twin.estimator.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(*numbers([one, other]))
+    loaded.fit(images, batch_size=4, verbose=0)
+    found = in_fresh_process({"model": Saved(loaded, images)}, tmp_path)["model"]
+    assert np.isfinite(found["loss"])
+    expected = loaded.predict_on_batch(images)["displacement"]
+    np.testing.assert_allclose(found["displacement"], expected, atol=1e-5)
+
+
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="torch.compile is not kreg's matter")
+def test_mine_trains_under_an_outer_jit():
+    images = {**pairs((8, 10)), "mask": np.ones((8, 8, 10), "float32")}
+    model = small_model((8, 10))
+    mine = MINE(samples=64, bias_corrected=True)
+    model.compile("adam", loss={"warped": mine, "displacement": None}, jit_compile=True)
+    before = numbers(mine.estimator.trainable_variables)
+    history = model.fit(images, batch_size=8, epochs=3, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    for old, now in zip(before, numbers(mine.estimator.trainable_variables), strict=True):
+        assert (now != old).any()
 
 
 def test_an_ordinary_loss_on_a_field_penalises_its_size():

@@ -28,21 +28,3 @@ class ImageLoss(keras.losses.Loss):
     def compare(self, fixed, warped, mask):
         """Return ``(batch,)``: the loss of each pair, `mask` None or weights of the voxels."""
         raise NotImplementedError(f"{type(self).__name__} must define compare().")
-
-
-def voxel_weights(mask, image):
-    """Return `mask` as weights ``(batch, *spatial, 1)`` for `image`, or raise ValueError.
-
-    No gradient flows to the mask.
-    """
-    mask = ops.cast(mask, image.dtype)
-    if len(mask.shape) == len(image.shape) - 1:
-        mask = mask[..., None]
-    shape = tuple(image.shape)
-    known = zip(tuple(mask.shape), (*shape[:-1], 1), strict=False)
-    if len(mask.shape) != len(shape) or any(None not in (a, b) and a != b for a, b in known):
-        raise ValueError(
-            "Expected a mask of shape (batch, *spatial) or (batch, *spatial, 1) that fits the "
-            f"image. Received: mask {tuple(mask.shape)}, image {shape}."
-        )
-    return ops.stop_gradient(mask)

@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from kreg import backend
-from kreg.losses.image_loss import ImageLoss, voxel_weights
+from kreg.losses.image_loss import ImageLoss
 from kreg.ops.coordinates import check_image, check_same_size
 from kreg.ops.filters import box_sum, check_window
-from kreg.ops.intensity import standardise
+from kreg.ops.intensity import standardise, voxel_weights
 
 #: Added to the local variances of the standardised images: flat windows count as unrelated.
 _EPSILON = 1e-3

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from kreg.losses.image_loss import ImageLoss, voxel_weights
+from kreg.losses.image_loss import ImageLoss
 from kreg.ops.coordinates import check_image, check_same_size
-from kreg.ops.intensity import TINY, standardise
+from kreg.ops.intensity import TINY, standardise, voxel_weights
 
 
 @keras.saving.register_keras_serializable("kreg")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from kreg.losses.image_loss import voxel_weights
 from kreg.metrics.image_metric import ImageMetric
 from kreg.ops.coordinates import COORDINATE_DTYPE, check_image, check_same_size
+from kreg.ops.intensity import voxel_weights
 
 
 def _overlap(fixed, warped, weights):

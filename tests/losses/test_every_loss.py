@@ -7,13 +7,17 @@ from keras import ops
 
 from kreg import losses
 from kreg.losses import (
+    MINE,
     NCC,
     BendingEnergy,
+    Critic,
     Diffusion,
     FieldLoss,
     Folding,
     ImageLoss,
     LocalNCC,
+    MutualInformation,
+    NormalisedMutualInformation,
     TotalVariation,
     WeightedSum,
 )
@@ -34,6 +38,10 @@ def weighted_image_losses(reduction="sum_over_batch_size"):
 IMAGE_LOSSES = {
     "NCC": NCC,
     "LocalNCC": lambda **options: LocalNCC(3, fixed_gradient=True, **options),
+    "MutualInformation": lambda **options: MutualInformation(bins=8, sigma=0.5, **options),
+    "NormalisedMutualInformation": lambda **options: NormalisedMutualInformation(
+        bins=8, sigma=0.5, **options
+    ),
     "WeightedSum-images": weighted_image_losses,
 }
 FIELD_LOSSES = {
@@ -54,6 +62,7 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_no_loss_is_left_out():
     public = {getattr(losses, name) for name in losses.__all__}
     concrete = {x for x in public if isinstance(x, type)} - {FieldLoss, ImageLoss}
+    concrete -= {Critic, MINE}  # its draws are random: tests/losses/test_mine.py
     assert {type(make()) for make in LOSSES.values()} == concrete
 
 
@@ -78,7 +87,7 @@ def test_gives_one_value_a_sample_whatever_its_neighbours(name, shape):
     true, predicted = arguments(name, shape)
     together = numpy(loss(true, predicted))
     assert together.shape == (3,)
-    assert (together > 0).all()
+    assert (together != 0).all()
     for sample in range(3):
         one = slice(sample, sample + 1)
         alone = numpy(loss(true[one], predicted[one]))
@@ -152,7 +161,7 @@ def test_trains_a_plain_keras_model(name):
     x, y = data(name)
     history = plain_model(name).fit(x, y, batch_size=6, epochs=10, verbose=0).history
     assert np.isfinite(history["loss"]).all()
-    assert history["loss"][-1] < 0.98 * history["loss"][0]
+    assert history["loss"][-1] < history["loss"][0] - 0.004
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +180,7 @@ def test_comes_back_with_a_saved_model_in_a_fresh_process(name, reloaded):
     model, (x,), y = saved[name]
     np.testing.assert_allclose(found[name]["output"], model.predict_on_batch(x), atol=1e-5)
     expected = float(model.test_on_batch(x, y))
-    assert expected > 1e-3
+    assert abs(expected) > 1e-3
     assert float(found[name]["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
