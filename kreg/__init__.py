@@ -36,16 +36,33 @@ if "keras" not in _sys.modules:
     with _without_stderr():
         import keras as _keras  # noqa: F401
 
-from kreg import data, layers, losses, metrics, models, ops, plots  # noqa: E402
+from kreg import (  # noqa: E402
+    data,
+    groups,
+    layers,
+    losses,
+    metrics,
+    models,
+    ops,
+    pairwise,
+    plots,
+    transforms,
+)
+from kreg.pairwise import Registration, register  # noqa: E402
 from kreg.training import RegistrationModel  # noqa: E402
 
 __all__ = [
+    "Registration",
     "RegistrationModel",
     "data",
+    "groups",
     "layers",
     "losses",
     "metrics",
     "models",
     "ops",
+    "pairwise",
     "plots",
+    "register",
+    "transforms",
 ]

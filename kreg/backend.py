@@ -66,3 +66,92 @@ def repeat(function, times: int, value):
     for _ in range(times):
         value = function(value)
     return value
+
+
+def jit(function):
+    """Return `function` of tensors and lists of them compiled whole, not to be differentiated.
+
+    XLA on TensorFlow and JAX, unchanged on PyTorch. It is compiled anew for new shapes.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+def value_and_gradients(function, variables: list):
+    """Return ``(value, aux), gradients`` of ``function(variables) -> (scalar value, aux)``.
+
+    Args:
+        function: of a list of tensors; `aux` is a tensor or a tuple of tensors that are only
+            passed on.
+        variables: where to differentiate; an unconnected one has the gradient zero.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        variables = [tf.convert_to_tensor(variable) for variable in variables]
+        with tf.GradientTape() as tape:
+            tape.watch(variables)
+            value, aux = function(variables)
+        zero = tf.UnconnectedGradients.ZERO
+        return (value, aux), tape.gradient(value, variables, unconnected_gradients=zero)
+    if backend == "jax":
+        import jax
+
+        return jax.value_and_grad(function, has_aux=True)(variables)
+    import torch
+
+    variables = [variable.detach().requires_grad_(True) for variable in variables]
+    with torch.enable_grad():
+        value, aux = function(variables)
+    gradients = torch.autograd.grad(value, variables, allow_unused=True, materialize_grads=True)
+    detached = tuple(a.detach() for a in aux) if isinstance(aux, tuple) else aux.detach()
+    return (value.detach(), detached), list(gradients)
+
+
+def training_step(function, variables: list, optimizer):
+    """Return ``step(*inputs) -> aux``, which lets a Keras optimizer lower a function of variables.
+
+    Compiled as `jit` does. On JAX, state goes in and out of a pure function; elsewhere the
+    variables change in place.
+
+    Args:
+        function: ``function(values of the variables, *inputs) -> (scalar loss, aux)``.
+        variables: `keras.Variable` objects, changed by the step.
+        optimizer: a Keras optimizer, built for them.
+    """
+    if keras.config.backend() == "jax":
+
+        @jit
+        def pure(values, state, inputs):
+            (_, aux), gradients = value_and_gradients(lambda v: function(v, *inputs), values)
+            return aux, *optimizer.stateless_apply(state, gradients, values)
+
+        def step(*inputs):
+            values = [variable.value for variable in variables]
+            state = [variable.value for variable in optimizer.variables]
+            aux, values, state = pure(values, state, inputs)
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            for variable, value in zip(optimizer.variables, state, strict=True):
+                variable.assign(value)
+            return aux
+
+        return step
+
+    @jit
+    def in_place(*inputs):
+        values = [variable.value for variable in variables]
+        (_, aux), gradients = value_and_gradients(lambda v: function(v, *inputs), values)
+        optimizer.apply(gradients, variables)
+        return aux
+
+    return in_place

@@ -1,0 +1,31 @@
+"""Pairwise registration: `register`, and the objects that it is put together from."""
+
+from kreg.pairwise.fisher import FisherScoring
+from kreg.pairwise.preparation import LocalNormalisation, Preparation, Standardisation
+from kreg.pairwise.register import register
+from kreg.pairwise.result import Registration
+from kreg.pairwise.samplers import EdgeSampler, Sampler, UniformSampler
+from kreg.pairwise.schedule import AllLevels, CoarseToFine, Schedule, Stage
+from kreg.pairwise.search import MultiStart
+from kreg.pairwise.similarity import CriticRatio, GaussianRatio, HistogramRatio, LogRatio
+
+__all__ = [
+    "AllLevels",
+    "CoarseToFine",
+    "CriticRatio",
+    "EdgeSampler",
+    "FisherScoring",
+    "GaussianRatio",
+    "HistogramRatio",
+    "LocalNormalisation",
+    "LogRatio",
+    "MultiStart",
+    "Preparation",
+    "Registration",
+    "Sampler",
+    "Schedule",
+    "Stage",
+    "Standardisation",
+    "UniformSampler",
+    "register",
+]

@@ -1,0 +1,105 @@
+"""Gradient descent with any Keras optimizer on a transform's coefficients."""
+
+import functools
+import json
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+from keras import ops
+
+from kreg import backend
+from kreg.groups import Group
+from kreg.ops.matrix_exponential import matrix_exponential
+from kreg.pairwise.fisher import sampled
+from kreg.pairwise.pairs import Pairs, to_tensors
+from kreg.pairwise.progress import Progress
+from kreg.pairwise.schedule import Stage
+from kreg.pairwise.similarity import LogRatio
+
+
+class Descender:
+    """The compiled step: H = exp(sum_k c_k B_k) H_0, a Keras optimizer on c and on T's weights.
+
+    The loss is minus the similarity, summed over the pairs, which are independent.
+    """
+
+    def __init__(self, similarity: LogRatio, generators: np.ndarray, optimizer, shapes):
+        self.similarity = similarity
+        self.generators = generators
+        self.variables = [keras.Variable(np.zeros(shape, "float32")) for shape in shapes]
+        self.optimizer = optimizer
+        optimizer.build(self.variables)
+        self._initial = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
+        self.step = backend.training_step(self._loss, self.variables, optimizer)
+
+    def restart(self, values: list) -> None:
+        """Begin anew from values of the variables."""
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
+        for variable, value in zip(self.optimizer.variables, self._initial, strict=True):
+            variable.assign(value)
+
+    def matrices(self, coefficients, base):
+        """Return exp(sum_k c_k B_k) H_0."""
+        tangent = ops.tensordot(coefficients, self.generators, axes=1)
+        return ops.matmul(matrix_exponential(tangent), base)
+
+    def _loss(self, variables, base, images, points, block):
+        coefficients, *weights = variables
+        matrix = self.matrices(coefficients, base)
+        fixed, _, moving, inside = sampled(images, points, block, matrix)
+        value, similarity = self.similarity.descent(weights, fixed, moving, inside)
+        return ops.sum(value), (similarity, ops.mean(inside, axis=1))
+
+
+@functools.lru_cache(maxsize=16)
+def _descender(similarity, group: Group, dimensions: int, config: str, shapes) -> Descender:
+    optimizer = keras.optimizers.deserialize(json.loads(config))
+    return Descender(similarity, group.generators(dimensions), optimizer, shapes)
+
+
+def descend(
+    pairs: Pairs,
+    similarity: LogRatio,
+    group: Group,
+    optimizer: keras.optimizers.Optimizer,
+    stages: list[Stage],
+    matrices: np.ndarray,
+    seed: int,
+    progress: Progress,
+) -> Iterator[np.ndarray]:
+    """Yield the matrices ``(pairs, D + 1, D + 1)`` after each step."""
+    generator = np.random.default_rng(seed)
+    owner = np.arange(pairs.count)
+    size = group.size(pairs.dimensions)
+    variables = to_tensors([np.zeros((pairs.count, size), "float32")])
+    variables += similarity.initial(pairs.count, *pairs.channels, seed)
+    config = json.dumps(keras.optimizers.serialize(optimizer), sort_keys=True)
+    shapes = tuple(tuple(variable.shape) for variable in variables)
+    compiled = _descender(similarity, group, pairs.dimensions, config, shapes)
+    compiled.restart(variables)
+    base, images = to_tensors(matrices.astype("float32")), to_tensors(pairs.images(owner))
+    finest = pairs.voxel(-1)
+    for stage in stages:
+        for _ in range(stage.pretraining + stage.steps):
+            draw = to_tensors(list(pairs.draw(generator, owner, stage.levels, stage.samples)))
+            before = matrices
+            similarities, overlap = compiled.step(base, images, *draw)
+            coefficients = ops.convert_to_numpy(compiled.variables[0])
+            matrices = ops.convert_to_numpy(compiled.matrices(coefficients, base)).astype("float64")
+            motion = np.abs(_ends(matrices, pairs.corners) - _ends(before, pairs.corners))
+            progress.step(
+                "level " + ", ".join(map(str, stage.levels)),
+                similarity=ops.convert_to_numpy(similarities),
+                overlap=ops.convert_to_numpy(overlap),
+                motion=motion.max(axis=(1, 2)) / finest,
+            )
+            yield matrices
+            if progress.stopped:
+                return
+
+
+def _ends(matrices, corners):
+    image = corners @ np.swapaxes(matrices[:, :, :-1], 1, 2) + matrices[:, None, :, -1]
+    return image[..., :-1] / image[..., -1:]

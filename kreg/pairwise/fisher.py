@@ -1,0 +1,184 @@
+"""Fisher scoring: a second-order step for transforms of few coefficients."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from keras import ops
+
+from kreg import backend
+from kreg.pairwise.blocks import read
+
+
+@dataclass(frozen=True)
+class FisherScoring:
+    """H <- exp(sum_k d_k B_k) H with d = D^-1 (D^-1 A D^-1 + lambda I)^-1 D^-1 g, D^2 = diag A.
+
+    g = E[u] and A = E[u u^T] over the samples, where u_k is the slope of the log-ratio T(f, m) of a
+    sample along generator k: u_k = dT/dm grad m . b_k. A is the Fisher information of the
+    coefficients, so there is no learning rate for the transform.
+
+    Args:
+        damping: lambda; where None, what suits the similarity.
+        cap: the furthest a step may move a corner of the fixed image, in voxels of the level.
+    """
+
+    damping: float | None = None
+    cap: float = 2.0
+
+
+class Scorer:
+    """The compiled half of a step, for one similarity and one number of dimensions.
+
+    ``score(...)`` returns g, A, the similarity and the overlap, having trained the similarity's
+    weights by one step of Adam.
+    """
+
+    def __init__(self, similarity, generators: np.ndarray):
+        self.similarity = similarity
+        self.generators = generators.reshape(len(generators), -1).astype("float32")
+        self.trained_only = backend.jit(self._train)
+        self.step = backend.jit(self._step)
+
+    def train_state(self, weights: list) -> list:
+        """Return the state of Adam for fresh weights: the steps done, and two moments of each."""
+        if not self.similarity.trained:
+            return []
+        zeros = [ops.zeros_like(weight) for weight in weights]
+        return [ops.zeros(()), zeros, zeros]
+
+    def _train(self, weights, state, rate, images, points, block, matrix):
+        """One step of Adam on the similarity's weights; the transform stays."""
+        fixed, _, moving, inside = sampled(images, points, block, matrix)
+        return self._learn(weights, state, rate, fixed, moving, inside)
+
+    def _learn(self, weights, state, rate, fixed, moving, inside):
+        def total(weights):
+            values = self.similarity.objective(weights, fixed, moving, inside)
+            return ops.sum(values), values
+
+        _, gradients = backend.value_and_gradients(total, weights)
+        # Adam (Kingma & Ba, 2015), as a function of its state, which Keras's is not everywhere.
+        first, second = 0.9, 0.99
+        count, means, squares = state
+        count = count + 1
+        means = [first * m + (1 - first) * g for m, g in zip(means, gradients, strict=True)]
+        squares = [
+            second * v + (1 - second) * g**2 for v, g in zip(squares, gradients, strict=True)
+        ]
+        rate = rate * ops.sqrt(1 - second**count) / (1 - first**count)
+        moved = [
+            w - rate * m / (ops.sqrt(v) + 1e-7)
+            for w, m, v in zip(weights, means, squares, strict=True)
+        ]
+        return moved, [count, means, squares]
+
+    def _step(self, weights, state, rate, images, points, block, matrix):
+        fixed, there, moving, inside = sampled(images, points, block, matrix)
+        if self.similarity.trained:
+            weights, state = self._learn(weights, state, rate, fixed, moving, inside)
+        _, moving_rows, _, moving_table, _, first_moving = images
+
+        def total(variables):
+            values, _ = read(moving_rows, moving_table, first_moving, block, variables[0])
+            ratio, similarity = self.similarity.log_ratio(weights, fixed, values[..., :-1], inside)
+            return ops.sum(ratio * inside), similarity
+
+        (_, similarity), (slope,) = backend.value_and_gradients(total, [there])
+        # b_k(y) = B y - y (p . y) for the last row p of B: both halves in one outer product.
+        slope = ops.concatenate([slope, -ops.sum(slope * there, -1, keepdims=True)], -1)
+        there = ops.concatenate([there, ops.ones_like(there[..., :1])], -1)
+        outer = ops.reshape(slope[..., :, None] * there[..., None, :], (*there.shape[:2], -1))
+        scores = ops.matmul(outer, self.generators.T)  # (batch, n, K)
+        count = ops.maximum(ops.sum(inside, axis=1), 1.0)
+        gradient = ops.sum(scores, axis=1) / count[:, None]
+        information = ops.matmul(ops.swapaxes(scores, 1, 2), scores) / count[:, None, None]
+        overlap = ops.mean(inside, axis=1)
+        return weights, state, gradient, information, similarity, overlap
+
+
+@functools.lru_cache(maxsize=64)
+def scorer(similarity, group, dimensions: int) -> Scorer:
+    """Return the `Scorer` for a similarity and a group; the same one, compiled once, each time."""
+    return Scorer(similarity, group.generators(dimensions))
+
+
+def sampled(images, points, block, matrix):
+    """Return what a step sees of its images (`Pairs.images`) at points under matrices.
+
+    Returns:
+        Fixed values ``(batch, n, channels)``, the points in the moving world, moving values
+        there, and the weights ``(batch, n)``: the masks, 0 outside the moving image.
+    """
+    fixed_rows, moving_rows, fixed_table, moving_table, first_fixed, first_moving = images
+    fixed, here = read(fixed_rows, fixed_table, first_fixed, block, points)
+    there = _apply(matrix, points)
+    moving, inside = read(moving_rows, moving_table, first_moving, block, there)
+    # The last channel is the mask.
+    inside = ops.stop_gradient(inside * here * fixed[..., -1] * moving[..., -1])
+    return fixed[..., :-1], there, moving[..., :-1], inside
+
+
+def _apply(matrix, points):
+    """Homogeneous matrices ``(batch, D + 1, D + 1)`` applied to points ``(batch, n, D)``."""
+    dimensions = points.shape[-1]
+    image = ops.matmul(points, ops.swapaxes(matrix[:, :, :dimensions], 1, 2))
+    image = image + matrix[:, None, :, dimensions]
+    return image[..., :dimensions] / image[..., dimensions:]
+
+
+def solve(gradient: np.ndarray, information: np.ndarray, damping: float) -> np.ndarray:
+    """Return the damped step ``(batch, K)``, in float64; zero along what nothing depends on."""
+    gradient, information = np.asarray(gradient, "float64"), np.asarray(information, "float64")
+    scale = np.sqrt(np.einsum("bii->bi", information))
+    scale = np.where(scale > 1e-12, scale, np.inf)
+    scaled = information / scale[:, :, None] / scale[:, None, :]
+    scaled = scaled + damping * np.eye(scaled.shape[-1])
+    with np.errstate(invalid="ignore"):
+        return np.linalg.solve(scaled, (gradient / scale)[..., None])[..., 0] / scale
+
+
+def update(
+    matrix: np.ndarray, step: np.ndarray, generators: np.ndarray, corners: np.ndarray, cap: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return exp(sum_k step_k B_k) matrix, no corner moved by more than `cap`, and the motion.
+
+    Args:
+        matrix: ``(batch, D + 1, D + 1)``.
+        step: ``(batch, K)``.
+        generators: ``(K, D + 1, D + 1)``.
+        corners: of the fixed image, ``(c, D)``, world.
+        cap: world units.
+
+    Returns:
+        Matrices ``(batch, D + 1, D + 1)`` with a last entry of 1, and the largest motion of a
+        corner ``(batch,)``.
+    """
+    tangent = np.tensordot(step, generators.astype("float64"), axes=1)
+    moved = _dehomogenise(matrix, corners)
+    flow = moved @ np.swapaxes(tangent[:, :, :-1], 1, 2) + tangent[:, None, :, -1]
+    flow = flow[..., :-1] - moved * flow[..., -1:]
+    motion = np.sqrt(np.square(flow).sum(-1)).max(-1)
+    shrink = np.minimum(1, cap / np.maximum(motion, 1e-300))
+    update = exponential(tangent * shrink[:, None, None]) @ matrix
+    return update / update[:, -1:, -1:], np.minimum(motion, cap)
+
+
+def _dehomogenise(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    image = points @ np.swapaxes(matrix[:, :, :-1], 1, 2) + matrix[:, None, :, -1]
+    return image[..., :-1] / image[..., -1:]
+
+
+def exponential(matrix: np.ndarray) -> np.ndarray:
+    """Return exp of small matrices ``(..., n, n)`` in float64, all at once.
+
+    SciPy's goes through threaded BLAS one matrix at a time, which here costs 100 times more.
+    """
+    scaled = matrix / 64
+    term = total = np.broadcast_to(np.eye(matrix.shape[-1]), matrix.shape)
+    for order in range(1, 13):  # to 1e-16 for norms up to 10
+        term = term @ scaled / order
+        total = total + term
+    for _ in range(6):
+        total = total @ total
+    return total

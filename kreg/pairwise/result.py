@@ -1,0 +1,133 @@
+"""What a pairwise registration returns."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from keras import ops
+
+from kreg.ops.coordinates import centred_frame
+from kreg.ops.interpolation import nearest_border, sample, zero_border
+from kreg.pairwise.images import Image
+
+#: Voxels that are warped at once.
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The transform found for one pair, how good it is, and whether to trust it.
+
+    Attributes:
+        matrix: homogeneous ``(D + 1, D + 1)``, fixed to moving points in centred world frames
+            (`kreg.ops.coordinates`).
+        similarity_before, similarity_after: mutual information in nats before and after.
+        overlap: share of the fixed image's samples that fall inside the moving image.
+        chance: the highest similarity of transforms that are wrong on purpose.
+        runner_up: similarity of the second best, different place of the global start, as a
+            share of the best; None without a global start.
+        trusted: the verdict.
+        reason: why it is not trusted, or what speaks for it.
+        history: name -> one value a step: "similarity", "overlap", "motion" (voxels), "stage".
+    """
+
+    matrix: np.ndarray
+    similarity_before: float
+    similarity_after: float
+    overlap: float
+    chance: float
+    runner_up: float | None
+    trusted: bool
+    reason: str
+    history: dict[str, list] = field(repr=False)
+    fixed_shape: tuple[int, ...]
+    fixed_spacing: tuple[float, ...]
+    moving_spacing: tuple[float, ...]
+    moving: Image = field(repr=False)
+    pair: int = 0
+
+    @property
+    def voxel_matrix(self) -> np.ndarray:
+        """The same transform between voxel indices of the fixed and the moving image."""
+        fixed = centred_frame(self.fixed_shape, self.fixed_spacing).astype("float64")
+        moving = centred_frame(self.moving.shape, self.moving_spacing).astype("float64")
+        matrix = np.linalg.inv(moving) @ self.matrix @ fixed
+        return matrix / matrix[-1, -1]
+
+    def transform_points(self, points) -> np.ndarray:
+        """Return where points of the fixed image lie in the moving image.
+
+        Args:
+            points: ``(..., D)``, voxel indices of the fixed image.
+
+        Returns:
+            ``(..., D)``, voxel indices of the moving image.
+        """
+        return _apply(self.voxel_matrix, np.asarray(points, "float64"))
+
+    def inverse_transform_points(self, points) -> np.ndarray:
+        """Return where points ``(..., D)`` of the moving image lie in the fixed image, voxels."""
+        return _apply(np.linalg.inv(self.voxel_matrix), np.asarray(points, "float64"))
+
+    def warp(self, image=None, *, sampler=sample, border=zero_border) -> np.ndarray:
+        """Return an image that lies like the moving one, laid over the fixed one.
+
+        Args:
+            image: ``(*spatial)`` or ``(*spatial, channels)`` of the moving image's sizes; the
+                moving image itself where None.
+            sampler: `kreg.ops.sample`, or `kreg.ops.sample_nearest` for labels.
+            border: what lies outside.
+
+        Returns:
+            float32, the spatial sizes of the fixed image and the channels of `image`.
+
+        Raises:
+            ValueError: if the sizes differ from the moving image's.
+        """
+        source = self.moving if image is None else Image(image, "image")
+        if source.shape != self.moving.shape:
+            raise ValueError(
+                f"Expected an image of the moving image's sizes {self.moving.shape}. "
+                f"Received: {source.shape}."
+            )
+        rows = max(1, _CHUNK // max(int(np.prod(self.fixed_shape[1:])), 1))
+        result = np.empty((*self.fixed_shape, source.channels), "float32")
+        for start in range(0, self.fixed_shape[0], rows):
+            stop = min(start + rows, self.fixed_shape[0])
+            grid = np.indices((stop - start, *self.fixed_shape[1:]), dtype="float32")
+            grid[0] += start
+            points = self.transform_points(np.moveaxis(grid, 0, -1))
+            result[start:stop] = self._sampled(source, points, sampler, border)
+        return result
+
+    def _sampled(self, source: Image, points: np.ndarray, sampler, border) -> np.ndarray:
+        """Sample the part of the source that the points touch."""
+        axes = tuple(range(points.ndim - 1))
+        last = np.asarray(source.shape) - 1
+        # Two voxels around: the border's own rule then holds beyond the image alone.
+        low = np.clip(np.floor(np.nanmin(points, axes)) - 2, 0, last).astype(int)
+        high = np.clip(np.ceil(np.nanmax(points, axes)) + 3, low + 1, last + 1).astype(int)
+        whole = (high - low).prod() > 4 * _CHUNK or border not in (zero_border, nearest_border)
+        if whole and source.voxels <= 4 * _CHUNK:
+            low, high = 0 * last, last + 1
+        part = source.read(*(slice(a, b) for a, b in zip(low, high, strict=True)))
+        pair = self.pair if source.batch > 1 else 0
+        # Outside the whole image, not the part: such points are moved just beyond the part.
+        local = np.clip(points - low, -2.0, np.asarray(high - low) + 1.0)
+        values = sampler(part[pair][None], local[None].astype("float32"), border=border)
+        return ops.convert_to_numpy(values)[0]
+
+    @cached_property
+    def warped(self) -> np.ndarray:
+        """The moving image laid over the fixed one, ``(*fixed spatial, channels)``, float32."""
+        return self.warp()
+
+    def displacement(self) -> np.ndarray:
+        """Return u(x) = H x - x where both images have one grid: ``(*spatial, D)``, voxels."""
+        grid = np.moveaxis(np.indices(self.fixed_shape, dtype="float32"), 0, -1)
+        return (self.transform_points(grid) - grid).astype("float32")
+
+
+def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    image = points @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    return image / (points @ matrix[-1, :-1] + matrix[-1, -1])[..., None]

@@ -1,0 +1,125 @@
+"""Scoring steps: the loop around `FisherScoring`."""
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from kreg.groups import Group
+from kreg.pairwise.fisher import FisherScoring, scorer, solve, update
+from kreg.pairwise.pairs import Sampled, to_tensors
+from kreg.pairwise.schedule import Stage
+from kreg.pairwise.similarity import LogRatio
+
+
+class Scoring:
+    """Scoring steps on a batch of matrices, several for each pair if need be.
+
+    Args:
+        pairs: what is registered: `Pairs`, or tiles of one.
+        similarity: the log-ratio.
+        owner: the pair of each matrix.
+        seed: of samples and weights.
+        progress: what is told of each step, or None.
+    """
+
+    def __init__(self, pairs: Sampled, similarity: LogRatio, owner, seed, progress=None):
+        self.pairs, self.similarity = pairs, similarity
+        self.owner = np.asarray(owner)
+        self.images = to_tensors(pairs.images(self.owner))
+        self.generator = np.random.default_rng(seed)
+        self.progress = progress
+        self.weights = similarity.initial(len(self.owner), *pairs.channels, seed)
+        self.state: list | None = None
+
+    def _draw(self, levels, samples):
+        points, block = self.pairs.draw(self.generator, self.owner, levels, samples)
+        return to_tensors([points, block])
+
+    def pretrain(self, matrices, group: Group, stage: Stage) -> None:
+        """Train the similarity alone."""
+        compiled = scorer(self.similarity, group, self.pairs.dimensions)
+        if self.state is None:
+            self.state = compiled.train_state(self.weights)
+        for _ in range(stage.pretraining):
+            draw = self._draw(stage.levels, stage.samples)
+            rate = to_tensors(np.float32(stage.rates[0]))
+            matrix = to_tensors(matrices.astype("float32"))
+            self.weights, self.state = compiled.trained_only(
+                self.weights, self.state, rate, self.images, *draw, matrix
+            )
+
+    def score(self, matrices, group: Group, levels, samples, rate: float = 0.0):
+        """Return g, A, similarity and overlap of matrices, as arrays."""
+        compiled = scorer(self.similarity, group, self.pairs.dimensions)
+        if self.state is None:
+            self.state = compiled.train_state(self.weights)
+        self.weights, self.state, *rest = compiled.step(
+            self.weights,
+            self.state,
+            to_tensors(np.float32(rate)),
+            self.images,
+            *self._draw(levels, samples),
+            to_tensors(matrices.astype("float32")),
+        )
+        return [keras.ops.convert_to_numpy(value) for value in rest]
+
+    def steps(
+        self, matrices, group: Group, stage: Stage, optimizer: FisherScoring, name: str = ""
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield for each step the matrices after it, those before it, and how these scored."""
+        self.pretrain(matrices, group, stage)
+        generators = group.generators(self.pairs.dimensions).astype("float64")
+        cap = optimizer.cap * self.pairs.voxel(max(stage.levels))
+        damping = self.similarity.damping if optimizer.damping is None else optimizer.damping
+        finest = self.pairs.voxel(-1)
+        length, last = np.ones(len(matrices)), None
+        for step in range(stage.steps):
+            gradient, information, similarity, overlap = self.score(
+                matrices, group, stage.levels, stage.samples, stage.rate(step)
+            )
+            change = solve(gradient, information, damping)
+            length = _adapted(length, change, last, information)
+            before, last = matrices, change
+            matrices, motion = update(
+                matrices, change * length[:, None], generators, self.pairs.corners, cap
+            )
+            if self.progress is not None:
+                logs = {"similarity": similarity, "overlap": overlap, "motion": motion / finest}
+                self.progress.step(name, **logs)
+            yield matrices, before, similarity, overlap
+            if self.progress is not None and self.progress.stopped:
+                return
+
+    def climb(self, matrices, group: Group, stages, optimizer) -> Iterator[np.ndarray]:
+        """Yield the matrices after each step of all stages, at last the mean of the last ones.
+
+        Samples are drawn anew every step: the mean over the second half of the last stage is
+        more exact than any one step.
+        """
+        last: list[np.ndarray] = []
+        for stage in stages:
+            last = []
+            name = "level " + ", ".join(map(str, stage.levels))
+            for after, *_ in self.steps(matrices, group, stage, optimizer, name):
+                last.append(after)
+                yield after
+            matrices = last[-1] if last else matrices
+        if last:
+            yield np.mean(last[len(last) // 2 :], axis=0)
+
+
+def _adapted(length, change, last, information) -> np.ndarray:
+    """Return the length of the steps: longer while they agree, shorter when they turn round.
+
+    Far from the optimum the information outweighs the curvature, and full steps are too short.
+    """
+    if last is None:
+        return length
+
+    def product(a, b):
+        return np.einsum("bi,bij,bj->b", a, information, b)
+
+    norm = np.sqrt(product(change, change) * product(last, last))
+    cosine = product(change, last) / np.maximum(norm, 1e-300)
+    return np.clip(length * np.where(cosine > 0.5, 1.5, np.where(cosine < 0, 0.5, 1)), 0.5, 8)

@@ -1,0 +1,121 @@
+"""The global start: search, refine the best candidates, take the best of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kreg.groups import Affine, Group, Similarity
+from kreg.pairwise.fisher import FisherScoring, exponential
+from kreg.pairwise.pairs import Pairs, Side
+from kreg.pairwise.schedule import Stage
+from kreg.pairwise.scoring import Scoring
+from kreg.pairwise.search import OVERLAP_POWER, MultiStart, Piece
+from kreg.pairwise.similarity import HistogramRatio
+
+#: How candidates are compared, whatever the similarity.
+COARSE = HistogramRatio()
+
+
+class Start:
+    """Where a registration begins: a matrix for each pair, and how far ahead of the next it is."""
+
+    def __init__(self, matrices: np.ndarray, runner_up: list[float | None]):
+        self.matrices = matrices
+        self.runner_up = runner_up
+
+
+def find_start(pairs: Pairs, start: MultiStart, group: Group, seed: int) -> Start:
+    """The global start: search, refine the best candidates twice, take the best."""
+    dimensions = pairs.dimensions
+    coarsest = pairs.levels - 1
+    candidates = np.empty((pairs.count, start.keep, dimensions + 1, dimensions + 1))
+    for pair in range(pairs.count):
+        fixed, moving = (_piece(side, pair, coarsest) for side in (pairs.fixed, pairs.moving))
+        flat = np.ptp(fixed.values) == 0 or np.ptp(moving.values) == 0
+        found = [] if flat else start.search(fixed, moving, group)
+        matrices = [candidate.matrix for candidate in found] or [np.eye(dimensions + 1)]
+        candidates[pair] = (matrices * start.keep)[: start.keep]
+    small = _smaller(group, Similarity(), dimensions)
+    generator = np.random.default_rng(seed)
+    rounds = [
+        _Round(small, coarsest, 1024, 6, start.finalists),
+        _Round(small, coarsest, 1024, 6, start.finalists),
+        _Round(_smaller(group, Affine(), dimensions), max(coarsest - 1, 0), 4096, 6, 1),
+    ]
+    for index, one in enumerate(rounds):
+        if index == 1:
+            candidates = _varied(candidates, start.keep, small, pairs, coarsest, generator)
+        candidates, scores = _refined(pairs, candidates, one, start.overlap, seed)
+    return Start(candidates[:, 0], [float(s[1] / s[0]) if s[0] > 0 else 0.0 for s in scores])
+
+
+class _Round(NamedTuple):
+    """One round of refinement of the candidates of a global start."""
+
+    group: Group
+    level: int
+    samples: int
+    steps: int
+    keep: int
+
+
+def _refined(pairs: Pairs, candidates, one: _Round, overlap_limit: float, seed: int):
+    """Return the best distinct candidates ``(pairs, keep, ...)`` and the two best scores."""
+    owner = np.repeat(np.arange(pairs.count), candidates.shape[1])
+    scoring = Scoring(pairs, COARSE, owner, seed)
+    stage = Stage((one.level,), one.steps, one.samples)
+    flat = candidates.reshape(-1, *candidates.shape[2:])
+    # What counts is the last step: the matrices before it, and how they scored.
+    *_, (_, scored, similarity, overlap) = scoring.steps(flat, one.group, stage, FisherScoring())
+    bias = COARSE.bias(one.samples * np.maximum(overlap, 0.1))
+    score = np.maximum(similarity - bias, 0) * overlap**OVERLAP_POWER
+    score = np.where(overlap >= overlap_limit, score, 0).reshape(pairs.count, -1)
+    refined = scored.reshape(candidates.shape)
+    distance = pairs.voxel(one.level)
+    kept, scores = [], []
+    for matrices, values in zip(refined, score, strict=True):
+        order = _distinct(matrices, values, pairs.corners, distance)
+        kept.append(matrices[(order * one.keep)[: one.keep]])
+        far = _distinct(matrices, values, pairs.corners, 4 * distance)
+        scores.append((values[far[0]], values[far[1]] if len(far) > 1 else 0.0))
+    return np.stack(kept), scores
+
+
+def _varied(candidates, count: int, group: Group, pairs: Pairs, level: int, generator):
+    """Return the candidates and variations of them, `count` for each pair."""
+    generators = group.generators(pairs.dimensions).astype("float64")
+    voxel = pairs.voxel(level)
+    spread = np.full(len(generators), 0.08)  # 5 degrees, 8 % of size
+    spread[: pairs.dimensions] = 1.5 * voxel
+    repeats = -(-count // candidates.shape[1])
+    varied = np.repeat(candidates, repeats, axis=1)[:, :count]
+    coefficients = spread * generator.normal(size=(*varied.shape[:2], len(generators)))
+    coefficients[:, ::repeats] = 0  # each candidate itself stays
+    return exponential(np.tensordot(coefficients, generators, axes=1)) @ varied
+
+
+def _piece(side: Side, pair: int, level: int) -> Piece:
+    mask = side.masks[level]
+    pair = pair if len(side.levels[level]) > 1 else 0
+    weight = None if mask is None else mask[pair, ..., 0]
+    return Piece(side.levels[level][pair, ..., 0], weight, side.frames[level])
+
+
+def _smaller(group: Group, other: Group, dimensions: int) -> Group:
+    return other if other.size(dimensions) < group.size(dimensions) else group
+
+
+def _distinct(matrices, score, corners, distance: float) -> list[int]:
+    """Return indices, best first, of matrices that send the corners to different places."""
+    ends = np.stack([_ends(matrix, corners) for matrix in matrices])
+    chosen: list[int] = []
+    for index in np.argsort(-score):
+        gaps = [np.abs(ends[index] - ends[other]).max() for other in chosen]
+        if not chosen or (min(gaps) > distance and score[index] > 0):
+            chosen.append(int(index))
+    return chosen
+
+
+def _ends(matrix, corners) -> np.ndarray:
+    image = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    return image / (corners @ matrix[-1, :-1] + matrix[-1, -1])[:, None]

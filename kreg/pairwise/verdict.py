@@ -1,0 +1,123 @@
+"""The verdict: does a transform fit better than transforms that are wrong on purpose?"""
+
+import numpy as np
+
+from kreg.groups import Group, Similarity
+from kreg.pairwise.fisher import exponential
+from kreg.pairwise.pairs import Pairs
+from kreg.pairwise.scoring import Scoring
+from kreg.pairwise.start import COARSE, Start
+
+#: How many transforms are scored beside the one found: as many as candidates of a start.
+_COUNT = 40
+_SAMPLES = 1024
+#: Least overlap, and least distance from chance in standard deviations, to be trusted.
+_OVERLAP = 0.25
+_DEVIATIONS = 5.0
+#: A runner-up of this share of the best similarity leaves open which one is right.
+_AMBIGUOUS = 0.9
+#: Lengths may shrink or grow by this factor at most.
+_STRETCH = 4.0
+
+
+def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) -> list[dict]:
+    """Return, for each pair, what a `Registration` says of its transform.
+
+    Args:
+        pairs: what was registered.
+        start: where it began.
+        matrices: normalised, ``(pairs, D + 1, D + 1)``.
+        interrupted: whether the user stopped it.
+        seed: of the transforms that are wrong on purpose.
+    """
+    wrong = _displaced(matrices, pairs, np.random.default_rng(seed))
+    similarity, overlap = _scores(pairs, wrong, pairs.levels - 1, _SAMPLES, seed)
+    fine = np.stack([matrices, np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)], 1)
+    fine = np.repeat(fine, 4, axis=1)  # as many as the finalists of a start: compiled already
+    after, share = _scores(pairs, fine, 0, 4096, seed)
+    verdicts = []
+    for pair in range(pairs.count):
+        chance = similarity[pair, 1:][overlap[pair, 1:] > _OVERLAP]
+        mean, deviation = (chance.mean(), chance.std()) if len(chance) > 3 else (0.0, 0.0)
+        limit = mean + _DEVIATIONS * deviation
+        found = similarity[pair, 0]
+        runner_up = start.runner_up[pair]
+        reason = None
+        if not (pairs.fixed.textured[pair % len(pairs.fixed.textured)]):
+            reason = "the fixed image has no texture"
+        elif not (pairs.moving.textured[pair % len(pairs.moving.textured)]):
+            reason = "the moving image has no texture"
+        elif (stretch := _stretch(matrices[pair], pairs.corners)) > _STRETCH:
+            reason = f"the matrix is degenerate: it changes lengths by a factor of {stretch:.3g}"
+        elif overlap[pair, 0] < _OVERLAP:
+            reason = f"the images hardly meet: only {overlap[pair, 0]:.0%} overlap"
+        elif found <= limit:
+            reason = (
+                f"the similarity, {found:.3g}, is not above chance: wrong places reach "
+                f"{chance.max():.3g}"
+                if len(chance)
+                else "there is no chance level to compare with"
+            )
+        elif runner_up is not None and runner_up > _AMBIGUOUS:
+            reason = f"another place fits almost as well: {runner_up:.0%} of the similarity"
+        trusted = reason is None and not interrupted
+        if interrupted:
+            reason = "interrupted: the best transform so far" + (f"; {reason}" if reason else "")
+        margin = (found - mean) / max(deviation, 1e-6)
+        verdicts.append(
+            {
+                "similarity_before": float(after[pair, 4]),
+                "similarity_after": float(after[pair, 0]),
+                "overlap": float(share[pair, 0]),
+                "chance": float(limit),
+                "runner_up": runner_up,
+                "trusted": trusted,
+                "reason": reason or f"{margin:.0f} standard deviations above wrong places",
+            }
+        )
+    return verdicts
+
+
+def _scores(pairs: Pairs, matrices, level: int, samples: int, seed: int):
+    """Return mutual information, less its bias, and overlap of ``(pairs, n, ...)`` matrices."""
+    count = matrices.shape[1]
+    scoring = Scoring(pairs, COARSE, np.repeat(np.arange(pairs.count), count), seed)
+    flat = matrices.reshape(-1, *matrices.shape[2:])
+    _, _, similarity, overlap = scoring.score(flat, Similarity(), (level,), samples)
+    corrected = np.maximum(similarity - COARSE.bias(samples * np.maximum(overlap, 0.1)), 0)
+    return corrected.reshape(-1, count), overlap.reshape(-1, count)
+
+
+def _displaced(matrices, pairs: Pairs, generator) -> np.ndarray:
+    """Return each matrix, followed by versions of it moved, turned and scaled well away."""
+    dimensions = pairs.dimensions
+    group: Group = Similarity()
+    generators = group.generators(dimensions).astype("float64")
+    size = np.full(len(generators), 0.7)  # up to 40 degrees
+    size[:dimensions] = 0.6
+    size[-1] = 0.15
+    coefficients = size * generator.uniform(-1, 1, (len(matrices), _COUNT, len(generators)))
+    # Never close to where it was: at least a fifth of the way along the first axis.
+    first = coefficients[:, :, 0]
+    coefficients[:, :, 0] = np.where(np.abs(first) < 0.2, np.copysign(0.2, first), first)
+    coefficients[:, 0] = 0
+    moves = exponential(np.tensordot(coefficients, generators, axes=1))
+    return matrices[:, None] @ moves
+
+
+def _stretch(matrix, corners) -> float:
+    """Return by how much a matrix changes lengths at the corners and the centre, at most."""
+    worst = 1.0
+    if not np.isfinite(matrix).all():
+        return np.inf
+    for point in [*corners, corners.mean(0)]:
+        weight = matrix[-1, :-1] @ point + matrix[-1, -1]
+        if weight <= 1e-6:
+            return np.inf
+        image = (matrix[:-1, :-1] @ point + matrix[:-1, -1]) / weight
+        jacobian = (matrix[:-1, :-1] - np.outer(image, matrix[-1, :-1])) / weight
+        if np.linalg.det(jacobian) <= 0:
+            return np.inf
+        values = np.linalg.svd(jacobian, compute_uv=False)
+        worst = max(worst, values.max(), 1 / values.min())
+    return float(worst)
