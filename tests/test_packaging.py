@@ -55,7 +55,7 @@ MAY_IMPORT = {
 # Besides the standard library, keras and numpy.
 MAY_IMPORT_OUTSIDE = {
     "backend": {"jax", "tensorflow", "torch"},
-    "data": {"skimage", "sklearn"},
+    "data": {"imageio", "skimage", "sklearn"},
     "metrics": {"skimage"},
     "pairwise": {"scipy"},
     "plots": {"matplotlib"},
@@ -141,10 +141,13 @@ API = {
         "NCC",
         "dice",
         "dice_labels",
+        "fire_auc",
         "folding_fraction",
         "jacobian_statistics",
         "landmark_error",
+        "naed",
         "ncc",
+        "rtre",
         "ssim",
     ],
     "kreg.models": [
@@ -187,9 +190,11 @@ API = {
     ],
     "kreg.pairwise": [
         "AllLevels",
+        "Channels",
         "CoarseToFine",
         "CriticRatio",
         "EdgeSampler",
+        "EdgeStrength",
         "FisherScoring",
         "GaussianRatio",
         "HistogramRatio",
@@ -203,6 +208,7 @@ API = {
         "Stage",
         "Standardisation",
         "UniformSampler",
+        "field_of_view",
         "register",
     ],
 }

@@ -51,7 +51,7 @@ def write_pair(folder: Path, side: int) -> tuple[Path, Path]:
         y = np.repeat(place[:, None].astype("float32"), side, axis=1)
         x = np.repeat(columns[None], len(rows), axis=0)
         band = cv2.remap(retina, x, y, cv2.INTER_LINEAR)
-        # Each band and each stretch of columns starts elsewhere in the grain: no repeats to lock on.
+        # Each stretch of columns starts elsewhere in the grain: there are no repeats to lock on.
         shift = generator.integers(0, 2048, 1 + side // 1024)
         texture = [
             grain[(rows + s)[:, None] % 2048, (np.arange(1024) + 3 * s) % 2048] for s in shift

@@ -25,8 +25,8 @@ import json
 import os
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
-from skimage.io import imread
 
 from benchmarks.pairwise.cases import (
     AFFINE,
@@ -46,7 +46,7 @@ LANDMARKS = ("Retina", "SAR_Optical", "RGB_NIR", "Infrared_Optical")
 
 def _image(path: Path) -> np.ndarray:
     """``(H, W, C)`` in [0, 1]; one channel where all three are equal."""
-    image = imread(path)[..., :3].astype("float32") / 255
+    image = imageio.imread(path, plugin="pillow")[..., :3].astype("float32") / 255
     return image[..., :1] if np.ptp(image, axis=-1).max() == 0 else image
 
 

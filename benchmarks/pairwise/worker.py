@@ -41,6 +41,8 @@ METHODS = {
     "identity": Method("peers", "identity"),
     "kreg critic": Method("kreg_methods", "critic", needs=_KREG, compiles=True),
     "kreg histogram": Method("kreg_methods", "histogram", needs=_KREG, compiles=True),
+    "kreg edges": Method("kreg_methods", "edges", needs=_KREG, compiles=True),
+    "kreg critic, channels": Method("kreg_methods", "critic_channels", needs=_KREG, compiles=True),
     "ECC": Method("peers", "ecc", needs=_CV2),
     "ECC gradient": Method("peers", "ecc_gradient", needs=_CV2),
     "SIFT": Method("peers", "sift", needs=_CV2),

@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
-from skimage.io import imread
 
 from kreg.data.pairs import OrderedPairs, as_images, to_float
 
@@ -15,7 +15,7 @@ class ImageFiles:
     """A stack of images of equal size in files, read as they are asked for.
 
     ``files[indices]`` is ``(len(indices), *spatial, channels)`` float32; integer files are divided
-    by the largest value of their type. NumPy's ``.npy`` and what scikit-image reads, 2-D or 3-D;
+    by the largest value of their type. NumPy's ``.npy``, TIFF, and what Pillow reads, 2-D or 3-D;
     axes as in `as_images`. An alpha channel of an image file is left out.
 
     Args:
@@ -51,12 +51,14 @@ def read_image(path: Path) -> np.ndarray:
         if path.suffix == ".npy":
             image = np.load(path, allow_pickle=False)
         else:
-            image = imread(path)
+            # Named, for imageio would try its other readers on a broken file: ITK's may crash.
+            tiff = path.suffix.lower() in (".tif", ".tiff")
+            image = imageio.imread(path, plugin="tifffile" if tiff else "pillow")
             if image.ndim == 3 and image.shape[-1] in (2, 4):  # grey or RGB, and alpha
                 image = image[..., :-1]
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise ValueError(
-            "Expected an image that scikit-image reads, or a .npy file; exclude others by "
+            "Expected an image (PNG, JPEG, TIFF ...) or a .npy file; exclude others by "
             f"`pattern`. Received: {path}, {type(error).__name__}: {error}"
         ) from error
     if image.dtype == bool:

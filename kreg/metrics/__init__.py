@@ -12,7 +12,7 @@ from kreg.metrics.jacobian import (
     folding_fraction,
     jacobian_statistics,
 )
-from kreg.metrics.landmarks import landmark_error
+from kreg.metrics.landmarks import fire_auc, landmark_error, naed, rtre
 from kreg.metrics.ncc import NCC, ncc
 from kreg.metrics.ssim import ssim
 
@@ -24,9 +24,12 @@ __all__ = [
     "JacobianStatistics",
     "dice",
     "dice_labels",
+    "fire_auc",
     "folding_fraction",
     "jacobian_statistics",
     "landmark_error",
+    "naed",
     "ncc",
+    "rtre",
     "ssim",
 ]

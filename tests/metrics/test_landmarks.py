@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from kreg.metrics import landmark_error
+from kreg.metrics.landmarks import fire_auc, landmark_error, naed, rtre
 
 
 def error(*args, **options):
@@ -64,3 +64,78 @@ def test_refuses_what_does_not_fit():
         landmark_error(points, points, np.zeros((2, 5, 5, 5, 3)))
     with pytest.raises(ValueError, match="positive spacing"):
         landmark_error(points, points, spacing=(1, 0))
+
+
+def numpy(value):
+    return keras.ops.convert_to_numpy(value)
+
+
+def two_sets(d=2):
+    rng = np.random.default_rng(1)
+    return rng.uniform(0, 300, (2, 7, d)), rng.uniform(0, 300, (2, 7, d))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_naed_is_the_mean_distance_over_the_normaliser(d):
+    points, reference = two_sets(d)
+    expected = [
+        sum(np.linalg.norm(p - q) for p, q in zip(*pair, strict=True)) / 7
+        for pair in zip(points, reference, strict=True)
+    ]
+    np.testing.assert_allclose(numpy(naed(points, reference, 300)), np.array(expected) / 300, 1e-5)
+    own = numpy(naed(points, reference, np.array([300, 150])))
+    np.testing.assert_allclose(own, np.array(expected) / [300, 150], 1e-5)
+    assert numpy(naed(points[0], reference[0], 300)) == pytest.approx(expected[0] / 300, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (3, 4, 12)])
+def test_rtre_is_the_distance_over_the_diagonal(shape):
+    diagonal = {(300, 400): 500, (3, 4, 12): 13}[shape]
+    points, reference = two_sets(len(shape))
+    expected = np.linalg.norm(points - reference, axis=-1) / diagonal
+    np.testing.assert_allclose(numpy(rtre(points, reference, shape)), expected, 1e-5)
+    # The mean of ANHIR's error is NAED by the diagonal.
+    by_diagonal = numpy(naed(points, reference, diagonal))
+    np.testing.assert_allclose(expected.mean(-1), by_diagonal, 1e-5)
+
+
+def test_a_missing_landmark_is_left_out_of_the_mean_and_a_failure_is_infinite():
+    points, reference = two_sets()
+    some = points.copy()
+    some[0, 3:] = np.nan
+    found = numpy(naed(some, reference, 100))
+    expected = [numpy(naed(p, q, 100)) for p, q in [(points[0, :3], reference[0, :3])]]
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert np.isnan(numpy(rtre(some, reference, (3, 4)))[0]).tolist() == [False] * 3 + [True] * 4
+    failed = np.full_like(points, np.inf)
+    assert np.isinf(numpy(naed(failed, reference, 100))).all()
+    assert np.isinf(numpy(rtre(failed, reference, (3, 4)))).all()
+
+
+def test_fire_auc_counts_pairs_below_each_pixel():
+    rng = np.random.default_rng(2)
+    errors = np.r_[rng.uniform(0, 30, 40), np.inf, np.nan]
+    expected = sum(100 * np.sum(errors < i) / len(errors) for i in range(1, 26)) / 2500
+    assert numpy(fire_auc(errors)) == pytest.approx(expected, rel=1e-6)
+    assert numpy(fire_auc([0.2, 0.9])) == 1
+    assert numpy(fire_auc([25.0, np.inf])) == 0
+    # Below i pixels, not at: exactly 1 px misses the first of 25 steps.
+    assert numpy(fire_auc([1.0])) == pytest.approx(24 / 25)
+
+
+def test_scores_refuse_what_does_not_fit():
+    points, reference = two_sets()
+    for score in (naed, rtre):
+        with pytest.raises(ValueError, match="equal shape"):
+            score(points, reference[:, :3], (300, 400))
+        with pytest.raises(ValueError, match="D 2 or 3"):
+            score(points[0, 0], points[0, 0], (300, 400))
+    with pytest.raises(ValueError, match="the height or the diagonal"):
+        naed(points, reference, 0)
+    with pytest.raises(ValueError, match="2 positive sizes"):
+        rtre(points, reference, (300, 400, 3))
+    with pytest.raises(ValueError, match="2 positive sizes"):
+        rtre(points, reference, (300, 0))
+    for errors in ([], [[1.0]], 1.0):
+        with pytest.raises(ValueError, match="at least one pair"):
+            fire_auc(errors)
