@@ -14,6 +14,9 @@ ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# Two processes: each holds compiled code of up to 4 GB in the end.
+PARALLEL = -n 2 --dist worksteal
+
 # The backends besides TensorFlow, at the version they are tested with.
 BACKEND_jax = jax==0.10.2
 BACKEND_torch = torch==2.13.0
@@ -33,15 +36,15 @@ demo: $(TEST_READY) ## register MNIST digits: train, evaluate, write pictures (A
 	$(PY) examples/mnist.py $(ARGS)
 
 test: $(TEST_READY) ## run the tests on TensorFlow (ARGS="-k warp")
-	KERAS_BACKEND=tensorflow $(PY) -m pytest $(ARGS)
+	KERAS_BACKEND=tensorflow $(PY) -m pytest $(PARALLEL) $(ARGS)
 
 test-backends: test-jax test-torch ## run the tests on JAX and on PyTorch, without TensorFlow installed
 
 test-jax test-torch: test-%: .venv-%/.kreg-test
-	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest $(ARGS)
+	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-oldest: .venv-oldest/.kreg-test ## run the tests with every requirement at its lower bound
-	KERAS_BACKEND=tensorflow .venv-oldest/bin/python -m pytest $(ARGS)
+	KERAS_BACKEND=tensorflow .venv-oldest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(TEST_READY) ## check style and format with ruff
 	$(PY) -m ruff check $(ARGS)

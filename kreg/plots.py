@@ -10,7 +10,8 @@ at x in the fixed image and end at phi(x), where its value comes from.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ _LINES = 14
 _GRID_COLOUR = "#c2410c"
 _FOLD_COLOUR = "#dc2626"
 _TRAINING_COLOUR, _VALIDATION_COLOUR = "#1f4e9c", "#e07b00"
+_TRUSTED_COLOUR, _DISTRUSTED_COLOUR = "#15803d", "#dc2626"
+
+#: Where the moving image does not reach: neither dark nor bright.
+_OUTSIDE = 0.5
 
 
 def show_pair(moving, fixed, warped, displacement, *, axis: int = 0) -> Figure:
@@ -112,6 +117,91 @@ def show_pairs(
         _show_grid(axes[5], pair, row[5])
         if labels is not None:
             axes[0].set_ylabel(str(labels[i]), fontsize=11)
+    return figure
+
+
+def checkerboard(fixed, warped, squares: int = 8) -> np.ndarray:
+    """Return fixed(x) on the even squares of a board and warped(x) on the odd ones.
+
+    Where the images fit, edges run on across the squares. Each is scaled to its own contrast, so
+    they may be of different modalities: the 0.5 % darkest values become 0, the brightest 1.
+
+    Args:
+        fixed, warped: ``(*spatial)`` or ``(*spatial, channels)`` of equal spatial sizes; an array
+            of rank 3 has channels if its last axis is 4 or shorter, else it is a volume. RGB stays
+            RGB, other channels are averaged.
+        squares: along the longest axis.
+
+    Returns:
+        ``(*spatial, channels)`` in [0, 1], 3 channels if either image has them, else 1.
+
+    Raises:
+        ValueError: if the sizes differ, values are NaN or infinite, or `squares` < 1.
+    """
+    images = []
+    for values, name in ((fixed, "fixed"), (warped, "warped")):
+        image = _array(values, name)
+        rank = image.ndim - (image.ndim == 4 or (image.ndim == 3 and image.shape[-1] <= 4))
+        images.append(_contrasted(_channels(image, name, image.shape[:rank])))
+    shapes = [image.shape[:-1] for image in images]
+    if len(set(shapes)) > 1 or squares < 1:
+        raise ValueError(
+            "Expected `fixed` and `warped` of equal spatial sizes, and `squares` >= 1; lay the "
+            "moving image over the fixed one first, such as by `Registration.warp`. "
+            f"Received: {shapes[0]} and {shapes[1]}, and squares={squares}."
+        )
+    return _interleaved(images[0], images[1], squares)
+
+
+def show_registration(fixed, moving, result, *, squares: int = 8, axis: int = 0) -> Figure:
+    """Show what `kreg.register` found: the pair, checkerboards before and after, the similarity.
+
+    Across the squares of fixed and moving image edges run on where the two fit, and break where
+    they do not. Middle grey is where the moving image does not reach. "Before" has the images laid
+    centre on centre.
+
+    Args:
+        fixed, moving: ``(*spatial)`` or ``(*spatial, channels)``, of the sizes that were
+            registered; RGB is shown as RGB, other channels are averaged.
+        result: the `kreg.Registration` of this pair.
+        squares: of the boards, along the longest axis.
+        axis: for volumes, the axis across which the middle slice is taken.
+
+    Raises:
+        ValueError: if the images do not have the sizes that were registered, or values are NaN or
+            infinite.
+    """
+    still = _contrasted(_channels(_array(fixed, "fixed"), "fixed", result.fixed_shape))
+    moved = _contrasted(_channels(_array(moving, "moving"), "moving", result.moving.shape))
+    if not 0 <= axis < len(result.fixed_shape):
+        raise ValueError(
+            f"Expected `axis` from 0 to {len(result.fixed_shape) - 1}. Received: {axis}."
+        )
+    identity = replace(result, matrix=np.eye(len(result.matrix)))
+    boards = [
+        _interleaved(still, _laid_over(moved, transform), squares)
+        for transform in (identity, result)
+    ]
+    if len(result.fixed_shape) == 3:
+        still, moved, *boards = (
+            np.take(image, image.shape[axis] // 2, axis) for image in (still, moved, *boards)
+        )
+    aspect = float(np.clip(still.shape[0] / still.shape[1], 0.4, 2.0))
+    figure = Figure(figsize=(11.2, 1.6 + 7.6 * aspect), layout="constrained")
+    heights = [0.6 + 5.4 * aspect, 1 + 2.2 * aspect]
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    similarities = result.similarity_before, result.similarity_after
+    for ax, name, board, value in zip(
+        top.subplots(1, 2), ("before", "after"), boards, similarities, strict=True
+    ):
+        _show_image(ax, board, (0, 1), f"{name}: mutual information {value:.3f} nats")
+    left, middle, right = bottom.subplots(1, 3, width_ratios=[1, 1, 2])
+    _show_image(left, still, (0, 1), "fixed")
+    _show_image(middle, moved, (0, 1), "moving")
+    _show_steps(right, result.history)
+    verdict = "trusted" if result.trusted else "not trusted"
+    colour = _TRUSTED_COLOUR if result.trusted else _DISTRUSTED_COLOUR
+    figure.suptitle(f"{verdict}: {result.reason}", color=colour, fontsize=12, wrap=True)
     return figure
 
 
@@ -247,6 +337,43 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
+# --- a board of two images ---
+
+
+def _channels(image: np.ndarray, name: str, spatial: tuple[int, ...]) -> np.ndarray:
+    """Return ``(*spatial, 1 or 3)``: channels that are no colours are averaged."""
+    if image.shape == spatial:
+        image = image[..., None]
+    if image.shape[:-1] != spatial:
+        raise ValueError(
+            f"Expected `{name}` of spatial sizes {spatial}, as registered, with or without a "
+            f"channel axis. Received: {image.shape}."
+        )
+    return image if image.shape[-1] == 3 else image.mean(axis=-1, keepdims=True)
+
+
+def _contrasted(image: np.ndarray) -> np.ndarray:
+    """Scale to [0, 1], all channels alike, but for the outermost values."""
+    low, high = np.quantile(image, (0.005, 0.995))
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _laid_over(moved: np.ndarray, transform) -> np.ndarray:
+    """Warp by a `kreg.Registration`, `_OUTSIDE` where nothing comes from."""
+    # As a batch of one: whatever its rank, the last axis holds channels.
+    return transform.warp(moved[None] - _OUTSIDE) + _OUTSIDE
+
+
+def _interleaved(fixed: np.ndarray, warped: np.ndarray, squares: int) -> np.ndarray:
+    spatial = fixed.shape[:-1]
+    side = max(spatial) / squares
+    odd = np.zeros(spatial, bool)
+    for axis, size in enumerate(spatial):
+        along = np.arange(size) / side
+        odd ^= np.expand_dims(along.astype(int) % 2 == 1, [k for k in range(odd.ndim) if k != axis])
+    return np.where(odd[..., None], warped, fixed)
+
+
 # --- panels ---
 
 
@@ -334,6 +461,26 @@ def _show_scale(figure: Figure, shown, axes, aspect: float = 30) -> Colorbar:
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=9)
     return bar
+
+
+def _show_steps(ax: Axes, history: Mapping[str, Any]) -> None:
+    """Draw the similarity at each step, a curve a stage: they are not comparable."""
+    values = np.asarray(history.get("similarity", []), "float64")
+    stages = history.get("stage", [])
+    starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+    for start, stop in pairwise([*starts, len(values)]):
+        marker = "o" if stop - start < 3 else None
+        steps = np.arange(start + 1, stop + 1)
+        ax.plot(steps, values[start:stop], color=_TRAINING_COLOUR, marker=marker)
+        if start:
+            ax.axvline(start + 0.5, color="#9ca3af", linewidth=0.8)
+        ax.annotate(stages[start], (start + 0.5, 1.02), xycoords=("data", "axes fraction"))
+    ax.set_xlim(0.5, max(len(values), 1) + 0.5)
+    ax.set_xlabel("step")
+    ax.set_ylabel("similarity, optimised")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _step(shape: tuple[int, ...]) -> int:

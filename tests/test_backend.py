@@ -37,3 +37,57 @@ def test_repeat_applies_a_function_so_many_times():
         np.testing.assert_array_equal(result, 2**times * X)
     (gradient,) = gradients(lambda x: ops.sum(backend.repeat(ops.square, 2, x)), X)
     np.testing.assert_allclose(gradient, 4 * X**3, atol=1e-5)
+
+
+def test_a_jitted_function_takes_and_returns_lists_of_tensors():
+    @backend.jit
+    def swapped(first, others):
+        return [other + first for other in reversed(others)], ops.sum(first)
+
+    for size in (3, 5):  # compiled anew for new shapes
+        first, others = X[:size], [X[:size], 2 * X[:size]]
+        (high, low), total = swapped(
+            ops.convert_to_tensor(first), [ops.convert_to_tensor(x) for x in others]
+        )
+        np.testing.assert_allclose(ops.convert_to_numpy(high), 3 * first, rtol=1e-6)
+        np.testing.assert_allclose(ops.convert_to_numpy(low), 2 * first, rtol=1e-6)
+        assert float(total) == pytest.approx(float(first.sum()), abs=1e-5)
+
+
+def three_variables(variables):
+    """x^2 y: nothing depends on the third."""
+    x, y, _ = variables
+    return cube(x, y), (x + y, ops.sum(x))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_value_and_gradients_differentiates_each_variable(jitted):
+    y = X[::-1] + 2
+    tensors = [ops.convert_to_tensor(np.array(x)) for x in (X, y, X[:2])]
+
+    def differentiated(variables):
+        return backend.value_and_gradients(three_variables, variables)
+
+    (value, aux), found = (backend.jit(differentiated) if jitted else differentiated)(tensors)
+    assert float(value) == pytest.approx(float(np.sum(X**2 * y)), rel=1e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(aux[0]), X + y, atol=1e-6)
+    assert float(aux[1]) == pytest.approx(0, abs=1e-6)
+    for gradient, expected in zip(found, (2 * X * y, X**2, 0 * X[:2]), strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(gradient), expected, atol=1e-5)
+
+
+def test_value_and_gradients_may_be_asked_within_one_another():
+    """Second derivatives are not: what is returned is a plain value."""
+
+    def inner(variables):
+        (_, aux), (gradient,) = backend.value_and_gradients(
+            lambda v: (ops.sum(v[0] ** 3), v[0]), [ops.convert_to_tensor(X)]
+        )
+        return ops.sum(variables[0]) * ops.sum(gradient), aux
+
+    (value, aux), (gradient,) = backend.value_and_gradients(inner, [ops.convert_to_tensor(X)])
+    np.testing.assert_allclose(ops.convert_to_numpy(aux), X, atol=1e-6)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(gradient), np.full(6, np.sum(3 * X**2)), rtol=1e-5
+    )
+    assert float(value) == pytest.approx(0, abs=1e-5)

@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 import kreg
-from kreg.plots import show_pair, show_pairs, show_training
+from kreg.pairwise.images import Image
+from kreg.plots import checkerboard, show_pair, show_pairs, show_registration, show_training
 
 
 def batch(spatial=(24, 20), channels=1, n=3, amplitude=12.0):
@@ -204,3 +205,183 @@ def test_training_takes_what_fit_returns():
 def test_training_without_an_epoch_is_refused(history):
     with pytest.raises(ValueError, match="at least one epoch"):
         show_training(history)
+
+
+# --- checkerboards and pairwise registrations ---
+
+
+@pytest.mark.parametrize(("spatial", "squares"), [((24, 20), 4), ((20, 25), 8), ((8, 12, 10), 3)])
+def test_checkerboard_takes_turns(spatial, squares):
+    fixed, warped = np.random.default_rng(0).random((2, *spatial, 3), "float32")
+    fixed[0, 0], warped[0, 0] = 0, 0  # the contrast of both is known
+    fixed[-1, -1], warped[-1, -1] = 1, 1
+    board = checkerboard(fixed, warped, squares)
+    scaled = [checkerboard(image, image) for image in (fixed, warped)]
+    side = max(spatial) / squares
+    for index in np.ndindex(spatial):
+        which = sum(int(i // side) for i in index) % 2
+        np.testing.assert_array_equal(board[index], scaled[which][index])
+    assert board.shape == (*spatial, 3)
+
+
+def test_checkerboard_scales_each_image_to_its_own_contrast():
+    fixed, warped = np.random.default_rng(0).random((2, 20, 20), "float32")
+    board = checkerboard(fixed, warped)
+    np.testing.assert_allclose(checkerboard(fixed, 500 * warped - 70), board, atol=1e-5)
+    assert (board.min(), board.max()) == (0, 1)
+    low, high = np.quantile(fixed, [0.005, 0.995])
+    expected = np.clip((fixed - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(checkerboard(fixed, fixed)[..., 0], expected, atol=1e-6)
+
+
+def test_checkerboard_shows_colours_and_averages_other_channels():
+    generator = np.random.default_rng(0)
+    grey, colour, four = (generator.random((16, 16, c), "float32") for c in (1, 3, 4))
+    board = checkerboard(grey, colour, 2)
+    assert board.shape == (16, 16, 3)
+    np.testing.assert_array_equal(board[:8, :8, 0], board[:8, :8, 2])
+    assert np.ptp(board[:8, 8:], axis=-1).max() > 0.1
+    np.testing.assert_allclose(checkerboard(grey, four), checkerboard(grey, four.mean(-1)))
+    assert checkerboard(grey, four).shape == (16, 16, 1)
+
+
+def test_checkerboard_of_flat_images_is_flat():
+    np.testing.assert_array_equal(checkerboard(np.ones((8, 8)), np.zeros((8, 8))), 0)
+
+
+def test_checkerboard_refuses_misfits():
+    image = np.zeros((8, 8), "float32")
+    with pytest.raises(ValueError, match=r"equal spatial sizes.*\(8, 8\) and \(8, 7\)"):
+        checkerboard(image, image[:, 1:])
+    with pytest.raises(ValueError, match="squares=0"):
+        checkerboard(image, image, squares=0)
+    with pytest.raises(ValueError, match="finite values in `warped`"):
+        checkerboard(image, image * np.nan)
+
+
+def registration(fixed, moving, shift, *, dimensions=2, **facts):
+    """A result that says: x of the fixed image lies at x + shift, counted from the centres."""
+    matrix = np.eye(dimensions + 1)
+    matrix[:-1, -1] = shift
+    facts = {
+        "similarity_before": 0.125,
+        "similarity_after": 0.5,
+        "trusted": True,
+        "reason": "12 standard deviations above wrong places",
+        "history": {
+            "similarity": [0.1, 0.2, 0.4, 0.3, 0.5],
+            "stage": ["level 1"] * 3 + ["level 0"] * 2,
+        },
+    } | facts
+    return kreg.Registration(
+        matrix=matrix,
+        overlap=1.0,
+        chance=0.1,
+        runner_up=None,
+        fixed_shape=np.shape(fixed)[:dimensions],
+        fixed_spacing=(1.0,) * dimensions,
+        moving_spacing=(1.0,) * dimensions,
+        moving=Image(moving, "moving"),
+        **facts,
+    )
+
+
+def board_of(figure, when):
+    (ax,) = [ax for ax in figure.axes if ax.get_title().startswith(when)]
+    return np.asarray(ax.images[0].get_array())
+
+
+def test_boards_show_the_moving_image_before_and_after():
+    fixed, moving = np.random.default_rng(0).random((2, 24, 24), "float32")
+    figure = show_registration(fixed, moving, registration(fixed, moving, (5, -3)), squares=4)
+    before = checkerboard(fixed, moving, 4)[..., 0]
+    np.testing.assert_allclose(board_of(figure, "before"), before, atol=1e-6)
+    scaled = checkerboard(moving, moving)[..., 0]
+    after = board_of(figure, "after")
+    # Row 6 to 11, column 6 to 11 is an even square, row 6 to 11, column 12 to 17 an odd one.
+    np.testing.assert_allclose(after[6:12, 6:12], checkerboard(fixed, fixed)[6:12, 6:12, 0])
+    np.testing.assert_allclose(after[6:12, 12:18], scaled[11:17, 9:15], atol=1e-6)
+    # Columns 0 to 2 come from beyond the moving image.
+    np.testing.assert_allclose(after[6:12, :3], 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving"),
+    [
+        ((24, 20), (24, 20)),
+        ((24, 20, 3), (30, 26)),
+        ((16, 40), (16, 30, 3)),
+        ((12, 10, 2), (12, 9, 4)),
+    ],
+)
+def test_show_registration_is_a_readable_figure(fixed, moving, tmp_path):
+    generator = np.random.default_rng(0)
+    fixed, moving = generator.random(fixed), generator.random(moving)
+    figure = show_registration(fixed, moving, registration(fixed, moving, (2, 1)))
+    assert_readable(figure)
+    figure.savefig(tmp_path / "registration.png")
+    assert (tmp_path / "registration.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_volumes_of_a_registration_show_the_middle_slice(axis):
+    fixed, moving = np.random.default_rng(0).random((2, 8, 12, 10), "float32")
+    result = registration(fixed, moving, (0, 1, 0), dimensions=3)
+    figure = show_registration(fixed, moving, result, squares=3, axis=axis)
+    middle = fixed.shape[axis] // 2
+    board = np.take(checkerboard(fixed, moving, 3)[..., 0], middle, axis)
+    np.testing.assert_allclose(board_of(figure, "before"), board, atol=1e-6)
+    shown = titled(figure, "moving").images[0].get_array()
+    np.testing.assert_allclose(
+        shown, np.take(checkerboard(moving, moving)[..., 0], middle, axis), atol=1e-6
+    )
+    with pytest.raises(ValueError, match="`axis` from 0 to 2"):
+        show_registration(fixed, moving, result, axis=3)
+
+
+def test_volumes_with_channels_are_a_batch_of_one():
+    fixed, moving = np.random.default_rng(0).random((2, 8, 12, 10, 3), "float32")
+    result = registration(fixed, moving[None], (0, 1, 0), dimensions=3)
+    assert board_of(show_registration(fixed, moving, result), "after").shape == (12, 10, 3)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_verdict_is_the_title(trusted):
+    image = np.random.default_rng(0).random((16, 16))
+    reason = "the similarity, 0.1, is not above chance: wrong places reach 0.2, " * 3
+    result = registration(image, image, (0, 0), trusted=trusted, reason=reason)
+    figure = show_registration(image, image, result)
+    assert figure.get_suptitle().startswith("trusted: the" if trusted else "not trusted: the")
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    box = title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.canvas.get_width_height()[0]
+    assert not any(box.overlaps(other) for other in text_boxes(figure))
+
+
+def test_each_stage_has_a_curve_of_its_own():
+    image = np.random.default_rng(0).random((16, 16))
+    figure = show_registration(image, image, registration(image, image, (0, 0)))
+    (ax,) = [ax for ax in figure.axes if ax.get_xlabel() == "step"]
+    first, border, second = ax.lines[0], ax.lines[2], ax.lines[1]
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([1, 2, 3], [0.1, 0.2, 0.4])
+    assert (list(second.get_xdata()), list(second.get_ydata())) == ([4, 5], [0.3, 0.5])
+    assert set(border.get_xdata()) == {3.5}
+    assert [text.get_text() for text in ax.texts] == ["level 1", "level 0"]
+
+
+def test_a_registration_without_a_step_can_be_shown():
+    image = np.random.default_rng(0).random((16, 16))
+    assert_readable(show_registration(image, image, registration(image, image, (0, 0), history={})))
+
+
+def test_images_of_another_registration_are_refused():
+    image = np.random.default_rng(0).random((16, 16))
+    result = registration(image, image, (0, 0))
+    with pytest.raises(ValueError, match=r"`fixed` of spatial sizes \(16, 16\)"):
+        show_registration(image[1:], image, result)
+    with pytest.raises(ValueError, match=r"`moving` of spatial sizes \(16, 16\)"):
+        show_registration(image, image[1:], result)
+    with pytest.raises(ValueError, match="finite values in `fixed`"):
+        show_registration(image * np.nan, image, result)

@@ -1,7 +1,14 @@
 """Pairwise registration: `register`, and the objects that it is put together from."""
 
 from kreg.pairwise.fisher import FisherScoring
-from kreg.pairwise.preparation import LocalNormalisation, Preparation, Standardisation
+from kreg.pairwise.preparation import (
+    Channels,
+    EdgeStrength,
+    LocalNormalisation,
+    Preparation,
+    Standardisation,
+    field_of_view,
+)
 from kreg.pairwise.register import register
 from kreg.pairwise.result import Registration
 from kreg.pairwise.samplers import EdgeSampler, Sampler, UniformSampler
@@ -11,9 +18,11 @@ from kreg.pairwise.similarity import CriticRatio, GaussianRatio, HistogramRatio,
 
 __all__ = [
     "AllLevels",
+    "Channels",
     "CoarseToFine",
     "CriticRatio",
     "EdgeSampler",
+    "EdgeStrength",
     "FisherScoring",
     "GaussianRatio",
     "HistogramRatio",
@@ -27,5 +36,6 @@ __all__ = [
     "Stage",
     "Standardisation",
     "UniformSampler",
+    "field_of_view",
     "register",
 ]

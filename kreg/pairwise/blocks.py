@@ -63,7 +63,7 @@ class Blocks:
         blocks: of one batch, with the same channels.
 
     Attributes:
-        rows: ``(batch * voxels, channels)``: the values, image after image.
+        rows: ``(at least batch * voxels, channels)``: the values, image after image.
         count: voxels of one image.
         starts, sizes, spacing, origin: of each block: its first row, ``(G,)``, and ``(G, D)``.
     """
@@ -74,7 +74,12 @@ class Blocks:
         batch, channels = first.shape[0], first.shape[-1]
         flat = [block.values.reshape(batch, -1, channels) for block in self.blocks]
         self.count = sum(part.shape[1] for part in flat)
-        self.rows = ops.convert_to_tensor(np.concatenate(flat, axis=1).reshape(-1, channels))
+        # Up to the next power of 2, so that images of many sizes share compiled code.
+        rows = np.zeros((_next_power(batch * self.count), channels), "float32")
+        np.concatenate(
+            flat, axis=1, out=rows[: batch * self.count].reshape(batch, self.count, channels)
+        )
+        self.rows = ops.convert_to_tensor(rows)
         starts = np.cumsum([0, *(part.shape[1] for part in flat)])[:-1]
         sizes = np.array([block.shape for block in self.blocks])
         self.spacing = spacing = np.array([block.frame.spacing for block in self.blocks])
@@ -90,8 +95,14 @@ class Blocks:
             )
 
     def table(self) -> list[np.ndarray]:
-        """Return what `read` needs to find a voxel, as arrays with a row a block."""
-        return [self.starts, self.sizes, self.scale, self.shift]
+        """Return what `read` needs to find a voxel: arrays with a row a block, and spare rows."""
+        columns = [self.starts, self.sizes, self.scale, self.shift]
+        spare = max(_next_power(len(self.starts)), 16) - len(self.starts)
+        return [np.concatenate([c, np.repeat(c[-1:], spare, axis=0)]) for c in columns]
+
+
+def _next_power(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def read(rows, table, first, block, points):

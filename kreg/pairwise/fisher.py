@@ -50,14 +50,14 @@ class Scorer:
     def _train(self, weights, state, rate, images, points, block, matrix):
         """One step of Adam on the similarity's weights; the transform stays."""
         fixed, _, moving, inside = sampled(images, points, block, matrix)
-        return self._learn(weights, state, rate, fixed, moving, inside)
+        return self._learn(weights, state, rate, fixed, moving, inside)[:2]
 
     def _learn(self, weights, state, rate, fixed, moving, inside):
         def total(weights):
             values = self.similarity.objective(weights, fixed, moving, inside)
             return ops.sum(values), values
 
-        _, gradients = backend.value_and_gradients(total, weights)
+        (_, values), gradients = backend.value_and_gradients(total, weights)
         # Adam (Kingma & Ba, 2015), as a function of its state, which Keras's is not everywhere.
         first, second = 0.9, 0.99
         count, means, squares = state
@@ -71,20 +71,22 @@ class Scorer:
             w - rate * m / (ops.sqrt(v) + 1e-7)
             for w, m, v in zip(weights, means, squares, strict=True)
         ]
-        return moved, [count, means, squares]
+        return moved, [count, means, squares], -values
 
     def _step(self, weights, state, rate, images, points, block, matrix):
         fixed, there, moving, inside = sampled(images, points, block, matrix)
         if self.similarity.trained:
-            weights, state = self._learn(weights, state, rate, fixed, moving, inside)
+            learned = self._learn(weights, state, rate, fixed, moving, inside)
+            weights, state, similarity = learned
         _, moving_rows, _, moving_table, _, first_moving = images
 
         def total(variables):
             values, _ = read(moving_rows, moving_table, first_moving, block, variables[0])
-            ratio, similarity = self.similarity.log_ratio(weights, fixed, values[..., :-1], inside)
-            return ops.sum(ratio * inside), similarity
+            ratio, value = self.similarity.log_ratio(weights, fixed, values[..., :-1], inside)
+            return ops.sum(ratio * inside), value
 
-        (_, similarity), (slope,) = backend.value_and_gradients(total, [there])
+        (_, value), (slope,) = backend.value_and_gradients(total, [there])
+        similarity = similarity if self.similarity.trained else value
         # b_k(y) = B y - y (p . y) for the last row p of B: both halves in one outer product.
         slope = ops.concatenate([slope, -ops.sum(slope * there, -1, keepdims=True)], -1)
         there = ops.concatenate([there, ops.ones_like(there[..., :1])], -1)

@@ -13,10 +13,10 @@ class Image:
     """One image or a batch of them, ``(batch, *spatial, channels)``, in memory or not.
 
     Args:
-        array: ``(*spatial)`` or ``(*spatial, channels)`` for one image, ``(batch, *spatial,
-            channels)`` for a batch. An array of rank 3 is a 2-D image with channels if its last
-            axis is 4 or shorter, else a volume. Anything with `shape`, `dtype` and slicing will
-            do (NumPy, memory-mapped, zarr, tensors).
+        array: ``(*spatial)``, or ``(*spatial, channels)`` in 2-D, for one image, ``(batch,
+            *spatial, channels)`` for a batch. An array of rank 3 is a 2-D image with channels if
+            its last axis is 4 or shorter, else a volume. Anything with `shape`, `dtype` and
+            slicing will do (NumPy, memory-mapped, zarr, tensors).
         name: what error messages call it.
 
     Attributes:
@@ -132,10 +132,10 @@ def as_mask(mask: Any, image: Image, name: str) -> Image | None:
 def check_weights(weights: np.ndarray, name: str) -> None:
     """Raise ValueError for weights of voxels beyond [0, 1], or an image where all are 0."""
     largest = weights.reshape(len(weights), -1).max(axis=1)
-    if weights.min() < 0 or largest.max() > 1 or largest.min() == 0:
+    if weights.min() < 0 or largest.max() > 1 + 1e-6 or largest.min() == 0:
         raise ValueError(
-            f"Expected `{name}` to hold weights from 0 to 1, in every image some above 0; a mask of "
-            f"other values is made one by `{name} > 0`. Received: {weights.min():.3g} to "
+            f"Expected `{name}` to hold weights from 0 to 1, in every image some above 0; other "
+            f"values become such by `{name} > 0`. Received: {weights.min():.3g} to "
             f"{largest.max():.3g}, at most {largest.min():.3g} in one image."
         )
 

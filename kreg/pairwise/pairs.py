@@ -51,8 +51,9 @@ class Side:
             self.factor *= 2
         values = image.reduced(self.factor)
         self.values = values.mean(axis=-1, keepdims=True) if grey else values
-        weights = None if mask is None else mask.reduced(self.factor)
+        weights: np.ndarray | None = None
         if mask is not None:
+            weights = mask.reduced(self.factor)
             check_weights(weights, mask.name)
             weights = np.broadcast_to(weights, (image.batch, *weights.shape[1:]))
         frame = reduced_frame(self.frame, self.factor)

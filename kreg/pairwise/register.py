@@ -35,11 +35,16 @@ _NORMALISED = LocalNormalisation()
 def _matrices(start, pairs: Pairs, unit: float) -> np.ndarray:
     """The user's own start, world, as normalised matrices ``(pairs, D + 1, D + 1)``."""
     size = pairs.dimensions + 1
-    given = np.eye(size) if start is None else np.asarray(start, "float64")
-    if given.shape[-2:] != (size, size) or given.ndim > 3 or not np.isfinite(given).all():
+    try:
+        given = np.eye(size) if start is None else np.asarray(start, "float64")
+    except (TypeError, ValueError):
+        given = np.empty(0)
+    shapes = (size, size), (pairs.count, size, size)
+    fits = given.shape in shapes and np.isfinite(given).all()
+    if not fits or not (np.linalg.det(given) * given[..., -1, -1]).all():
         raise ValueError(
-            f"Expected `start` to be MultiStart(), None, or finite matrices of shape ({size}, "
-            f"{size}) or (batch, {size}, {size}). Received: {given}."
+            f"Expected `start` to be MultiStart(), None, or invertible matrices of shape "
+            f"{shapes[0]} or {shapes[1]} whose last entry is not 0. Received: {start!r}."
         )
     scale = np.diag([unit] * pairs.dimensions + [1.0])
     given = np.linalg.inv(scale) @ np.broadcast_to(given, (pairs.count, size, size)) @ scale
@@ -57,6 +62,16 @@ def _check_pair(fixed: Image, moving: Image) -> None:
         raise ValueError(
             f"Expected as many fixed as moving images. Received: {fixed.batch} and {moving.batch}."
         )
+
+
+def _check_kinds(**options: tuple[Any, Any]) -> None:
+    """Raise ValueError for a value that is none of its kind."""
+    for name, (value, kind) in options.items():
+        if not isinstance(value, kind):
+            expected = getattr(kind, "__name__", kind)
+            raise ValueError(
+                f"Expected `{name}` to be an object of {expected}. Received: {value!r}."
+            )
 
 
 def _of_pair(history: dict[str, list], pair: int) -> dict[str, list]:
@@ -94,9 +109,10 @@ def register(
     the pixels; images beyond 8 million voxels are read in pieces (memory-mapped, zarr).
 
     Args:
-        fixed, moving: ``(*spatial)`` or ``(*spatial, channels)``, or batches of pairs ``(batch,
-            *spatial, channels)``; an array of rank 3 has channels if its last axis is 4 or
-            shorter, else it is a volume. Sizes, channels and grey values may differ.
+        fixed, moving: ``(*spatial)``, or ``(*spatial, channels)`` in 2-D, or batches of pairs
+            ``(batch, *spatial, channels)``, which a volume with channels needs as well; an array
+            of rank 3 has channels if its last axis is 4 or shorter, else it is a volume. Sizes,
+            channels and grey values may differ.
         transform: what is looked for: `kreg.transforms.Linear` of a group.
         similarity: `kreg.pairwise.HistogramRatio` (the default), `CriticRatio` or
             `GaussianRatio`; or the loss that goes with it: `kreg.losses.MutualInformation`,
@@ -124,6 +140,13 @@ def register(
             mask is empty, or the group does not exist in 3-D.
     """
     similarity = as_log_ratio(similarity)
+    _check_kinds(
+        transform=(transform, Linear),
+        schedule=(schedule, Schedule | None),
+        sampler=(sampler, Sampler),
+        optimizer=(optimizer, FisherScoring | keras.optimizers.Optimizer),
+        preparation=(preparation, Preparation),
+    )
     images = [Image(fixed, "fixed"), Image(moving, "moving")]
     _check_pair(*images)
     dimensions = len(images[0].shape)

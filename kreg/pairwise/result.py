@@ -14,7 +14,7 @@ from kreg.pairwise.images import Image
 _CHUNK = 2**22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registration:
     """The transform found for one pair, how good it is, and whether to trust it.
 
@@ -23,7 +23,7 @@ class Registration:
             (`kreg.ops.coordinates`).
         similarity_before, similarity_after: mutual information in nats before and after.
         overlap: share of the fixed image's samples that fall inside the moving image.
-        chance: the highest similarity of transforms that are wrong on purpose.
+        chance: what it must exceed, told from transforms that are wrong on purpose.
         runner_up: similarity of the second best, different place of the global start, as a
             share of the best; None without a global start.
         trusted: the verdict.
@@ -107,13 +107,13 @@ class Registration:
         # Two voxels around: the border's own rule then holds beyond the image alone.
         low = np.clip(np.floor(np.nanmin(points, axes)) - 2, 0, last).astype(int)
         high = np.clip(np.ceil(np.nanmax(points, axes)) + 3, low + 1, last + 1).astype(int)
-        whole = (high - low).prod() > 4 * _CHUNK or border not in (zero_border, nearest_border)
-        if whole and source.voxels <= 4 * _CHUNK:
-            low, high = 0 * last, last + 1
+        reach = 2.0
+        if border not in (zero_border, nearest_border) and source.voxels <= 4 * _CHUNK:
+            low, high, reach = 0 * last, last + 1, np.inf
         part = source.read(*(slice(a, b) for a, b in zip(low, high, strict=True)))
         pair = self.pair if source.batch > 1 else 0
         # Outside the whole image, not the part: such points are moved just beyond the part.
-        local = np.clip(points - low, -2.0, np.asarray(high - low) + 1.0)
+        local = np.clip(points - low, -reach, high - low - 1 + reach)
         values = sampler(part[pair][None], local[None].astype("float32"), border=border)
         return ops.convert_to_numpy(values)[0]
 

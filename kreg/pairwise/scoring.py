@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from kreg.groups import Group
-from kreg.pairwise.fisher import FisherScoring, scorer, solve, update
+from kreg.pairwise.fisher import FisherScoring, exponential, scorer, solve, update
 from kreg.pairwise.pairs import Sampled, to_tensors
 from kreg.pairwise.schedule import Stage
 from kreg.pairwise.similarity import LogRatio
@@ -105,8 +105,24 @@ class Scoring:
                 last.append(after)
                 yield after
             matrices = last[-1] if last else matrices
+            if self.progress is not None and self.progress.stopped:
+                break
         if last:
-            yield np.mean(last[len(last) // 2 :], axis=0)
+            generators = group.generators(self.pairs.dimensions).astype("float64")
+            yield _mean(last[len(last) // 2 :], generators)
+
+
+def _mean(matrices: list[np.ndarray], generators: np.ndarray) -> np.ndarray:
+    """Return the mean of matrices near one another, within their group.
+
+    The entries' own means would not be: the mean of two rotations is smaller than a rotation.
+    """
+    excess = np.stack(matrices) @ np.linalg.inv(matrices[-1])
+    excess = (excess / excess[..., -1:, -1:]).mean(axis=0) - np.eye(excess.shape[-1])
+    # The generators are at right angles to one another.
+    coefficients = np.einsum("bij,kij->bk", excess, generators) / np.square(generators).sum((1, 2))
+    mean = exponential(np.tensordot(coefficients, generators, axes=1)) @ matrices[-1]
+    return mean / mean[:, -1:, -1:]
 
 
 def _adapted(length, change, last, information) -> np.ndarray:

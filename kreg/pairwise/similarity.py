@@ -222,9 +222,10 @@ class CriticRatio(LogRatio):
         return -self._bound(weights, fixed, moving, inside)[1]
 
     def log_ratio(self, weights, fixed, moving, inside):
-        """Return the network's T and its bound."""
+        """Return the network's T and its mean: the bound comes with the training step."""
         joint = self._values(weights, fixed, moving)
-        return joint, ops.stop_gradient(self._bound(weights, fixed, moving, inside)[1])
+        total = ops.maximum(ops.sum(inside, axis=1), 1.0)
+        return joint, ops.stop_gradient(ops.sum(joint * inside, axis=1) / total)
 
     def descent(self, weights, fixed, moving, inside):
         """Return the negative bound, for transform and weights alike, and the bound."""

@@ -97,7 +97,8 @@ def _varied(candidates, count: int, group: Group, pairs: Pairs, level: int, gene
 def _piece(side: Side, pair: int, level: int) -> Piece:
     mask = side.masks[level]
     pair = pair if len(side.levels[level]) > 1 else 0
-    weight = None if mask is None else mask[pair, ..., 0]
+    # At most 1: on coarse levels a thin mask has small weights only.
+    weight = None if mask is None else mask[pair, ..., 0] / mask[pair].max()
     return Piece(side.levels[level][pair, ..., 0], weight, side.frames[level])
 
 

@@ -13,7 +13,9 @@ _COUNT = 40
 _SAMPLES = 1024
 #: Least overlap, and least distance from chance in standard deviations, to be trusted.
 _OVERLAP = 0.25
-_DEVIATIONS = 5.0
+_DEVIATIONS = 10.0
+#: Fewer wrong places say nothing about chance.
+_ENOUGH = 4
 #: A runner-up of this share of the best similarity leaves open which one is right.
 _AMBIGUOUS = 0.9
 #: Lengths may shrink or grow by this factor at most.
@@ -38,7 +40,8 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
     verdicts = []
     for pair in range(pairs.count):
         chance = similarity[pair, 1:][overlap[pair, 1:] > _OVERLAP]
-        mean, deviation = (chance.mean(), chance.std()) if len(chance) > 3 else (0.0, 0.0)
+        known = len(chance) >= _ENOUGH
+        mean, deviation = (chance.mean(), chance.std()) if known else (0.0, 0.0)
         limit = mean + _DEVIATIONS * deviation
         found = similarity[pair, 0]
         runner_up = start.runner_up[pair]
@@ -51,13 +54,10 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
             reason = f"the matrix is degenerate: it changes lengths by a factor of {stretch:.3g}"
         elif overlap[pair, 0] < _OVERLAP:
             reason = f"the images hardly meet: only {overlap[pair, 0]:.0%} overlap"
+        elif not known:
+            reason = "there is no chance level to compare with: too few wrong places overlap"
         elif found <= limit:
-            reason = (
-                f"the similarity, {found:.3g}, is not above chance: wrong places reach "
-                f"{chance.max():.3g}"
-                if len(chance)
-                else "there is no chance level to compare with"
-            )
+            reason = f"the similarity, {found:.3g}, is not above chance, {limit:.3g}"
         elif runner_up is not None and runner_up > _AMBIGUOUS:
             reason = f"another place fits almost as well: {runner_up:.0%} of the similarity"
         trusted = reason is None and not interrupted
@@ -66,8 +66,8 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
         margin = (found - mean) / max(deviation, 1e-6)
         verdicts.append(
             {
-                "similarity_before": float(after[pair, 4]),
-                "similarity_after": float(after[pair, 0]),
+                "similarity_before": max(float(after[pair, 4]), 0.0),
+                "similarity_after": max(float(after[pair, 0]), 0.0),
                 "overlap": float(share[pair, 0]),
                 "chance": float(limit),
                 "runner_up": runner_up,
@@ -79,12 +79,15 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
 
 
 def _scores(pairs: Pairs, matrices, level: int, samples: int, seed: int):
-    """Return mutual information, less its bias, and overlap of ``(pairs, n, ...)`` matrices."""
+    """Return mutual information, less its bias, and overlap of ``(pairs, n, ...)`` matrices.
+
+    Chance spreads around 0: cut off there, it would hardly spread.
+    """
     count = matrices.shape[1]
     scoring = Scoring(pairs, COARSE, np.repeat(np.arange(pairs.count), count), seed)
     flat = matrices.reshape(-1, *matrices.shape[2:])
     _, _, similarity, overlap = scoring.score(flat, Similarity(), (level,), samples)
-    corrected = np.maximum(similarity - COARSE.bias(samples * np.maximum(overlap, 0.1)), 0)
+    corrected = similarity - COARSE.bias(samples * np.maximum(overlap, 0.1))
     return corrected.reshape(-1, count), overlap.reshape(-1, count)
 
 
@@ -94,12 +97,14 @@ def _displaced(matrices, pairs: Pairs, generator) -> np.ndarray:
     group: Group = Similarity()
     generators = group.generators(dimensions).astype("float64")
     size = np.full(len(generators), 0.7)  # up to 40 degrees
-    size[:dimensions] = 0.6
+    extent = np.abs(pairs.corners).max(axis=0)
+    size[:dimensions] = 0.6 * extent
     size[-1] = 0.15
     coefficients = size * generator.uniform(-1, 1, (len(matrices), _COUNT, len(generators)))
-    # Never close to where it was: at least a fifth of the way along the first axis.
-    first = coefficients[:, :, 0]
-    coefficients[:, :, 0] = np.where(np.abs(first) < 0.2, np.copysign(0.2, first), first)
+    # Never close to where it was: at least a tenth of the longest axis.
+    axis = int(extent.argmax())
+    way, least = coefficients[:, :, axis], 0.2 * extent[axis]
+    coefficients[:, :, axis] = np.where(np.abs(way) < least, np.copysign(least, way), way)
     coefficients[:, 0] = 0
     moves = exponential(np.tensordot(coefficients, generators, axes=1))
     return matrices[:, None] @ moves
