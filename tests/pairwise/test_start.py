@@ -1,7 +1,6 @@
 import numpy as np
-import pytest
 
-from kreg.groups import Affine, Rigid, Similarity, Translation
+from kreg.groups import Affine, Rigid, Similarity
 from kreg.pairwise import LocalNormalisation, MultiStart, UniformSampler
 from kreg.pairwise.images import Image
 from kreg.pairwise.pairs import Pairs, Side
@@ -44,14 +43,13 @@ def gap(found, truth):
     )
 
 
-@pytest.mark.parametrize("single", [True, False])
-def test_starts_close_to_the_truth_of_each_pair(single):
-    truths = [turned(25, scale=1.15, shift=(6, -9)), turned(-28, shift=(-8, 5))][: 2 - single]
-    fixed = np.stack([rendered(photograph(), SIZE)] * len(truths))[..., None]
+def test_starts_close_to_the_truth_of_each_pair():
+    truths = [turned(25, scale=1.15, shift=(6, -9)), turned(-28, shift=(-8, 5))]
+    fixed = np.stack([rendered(photograph(), SIZE)] * 2)[..., None]
     moving = np.stack([rendered(photograph(), SIZE, truth) for truth in truths])[..., None]
     moving[-1] = 1 - moving[-1]
     begin = find_start(pairs_of(fixed, moving), FEW, Affine(), seed=0)
-    assert begin.matrices.shape == (len(truths), 3, 3)
+    assert begin.matrices.shape == (2, 3, 3)
     for matrix, truth, runner_up in zip(begin.matrices, truths, begin.runner_up, strict=True):
         assert gap(matrix, truth) < 2
         assert 0 <= runner_up < 0.9
@@ -69,16 +67,18 @@ def test_a_runner_up_that_fits_as_well_is_named():
     """Stripes: every period fits."""
     stripes = np.sin(np.arange(64) * 2 * np.pi / 16)[:, None] * np.ones(SIZE)
     grid = stripes + np.sin(np.arange(60) * 2 * np.pi / 15) * np.ones(SIZE)
-    images = (grid.astype("float32"),) * 2
-    (runner_up,) = find_start(pairs_of(*images), FEW, Translation(), seed=0).runner_up
-    assert runner_up > 0.5
+    images = np.stack([grid, rendered(photograph(), SIZE)])[..., None].astype("float32")
+    repeated, unique = find_start(pairs_of(images, images), FEW, Affine(), seed=0).runner_up
+    assert repeated > 0.6  # less what a shift by a period costs in overlap
+    assert unique < 0.5
 
 
-def test_without_texture_it_is_the_identity():
-    images = np.zeros(SIZE, "float32"), rendered(photograph(), SIZE)
-    begin = find_start(pairs_of(*images), FEW, Translation(), seed=0)
-    assert gap(begin.matrices[0], np.eye(3)) < 40
-    assert begin.runner_up == [0.0]
+def test_without_texture_it_is_near_the_identity():
+    fixed, moving = np.zeros((2, *SIZE, 1), "float32"), np.ones((2, *SIZE, 1), "float32")
+    moving += np.random.default_rng(0).normal(size=moving.shape).astype("float32")
+    begin = find_start(pairs_of(fixed, moving), FEW, Affine(), seed=0)
+    np.testing.assert_allclose(begin.matrices, np.stack([np.eye(3)] * 2), atol=0.4)
+    assert begin.runner_up == [0.0, 0.0]
 
 
 def test_variations_keep_the_candidates_themselves():
