@@ -43,6 +43,12 @@ class Frame:
         return Frame(spacing, middle - spacing * (np.asarray(coarse_shape) - 1) / 2)
 
 
+def carried(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return where homogeneous matrices ``(..., D + 1, D + 1)`` send points ``(n, D)``."""
+    image = points @ np.swapaxes(matrix[..., :-1], -1, -2) + matrix[..., None, :, -1]
+    return image[..., :-1] / image[..., -1:]
+
+
 @dataclass(frozen=True)
 class Block:
     """Voxel values of one piece of each image of a batch, and where they lie."""

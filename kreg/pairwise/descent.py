@@ -11,6 +11,7 @@ from keras import ops
 from kreg import backend
 from kreg.groups import Group
 from kreg.ops.matrix_exponential import matrix_exponential
+from kreg.pairwise.blocks import carried
 from kreg.pairwise.fisher import sampled
 from kreg.pairwise.pairs import Pairs, to_tensors
 from kreg.pairwise.progress import Progress
@@ -88,7 +89,7 @@ def descend(
             similarities, overlap = compiled.step(base, images, *draw)
             coefficients = ops.convert_to_numpy(compiled.variables[0])
             matrices = ops.convert_to_numpy(compiled.matrices(coefficients, base)).astype("float64")
-            motion = np.abs(_ends(matrices, pairs.corners) - _ends(before, pairs.corners))
+            motion = np.abs(carried(matrices, pairs.corners) - carried(before, pairs.corners))
             progress.step(
                 "level " + ", ".join(map(str, stage.levels)),
                 similarity=ops.convert_to_numpy(similarities),
@@ -98,8 +99,3 @@ def descend(
             yield matrices
             if progress.stopped:
                 return
-
-
-def _ends(matrices, corners):
-    image = corners @ np.swapaxes(matrices[:, :, :-1], 1, 2) + matrices[:, None, :, -1]
-    return image[..., :-1] / image[..., -1:]

@@ -7,7 +7,8 @@ import numpy as np
 from keras import ops
 
 from kreg import backend
-from kreg.pairwise.blocks import read
+from kreg.ops.linear import transform_points
+from kreg.pairwise.blocks import carried, read
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,11 @@ def sampled(images, points, block, matrix):
     """
     fixed_rows, moving_rows, fixed_table, moving_table, first_fixed, first_moving = images
     fixed, here = read(fixed_rows, fixed_table, first_fixed, block, points)
-    there = _apply(matrix, points)
+    there = transform_points(matrix, points)
     moving, inside = read(moving_rows, moving_table, first_moving, block, there)
     # The last channel is the mask.
     inside = ops.stop_gradient(inside * here * fixed[..., -1] * moving[..., -1])
     return fixed[..., :-1], there, moving[..., :-1], inside
-
-
-def _apply(matrix, points):
-    """Homogeneous matrices ``(batch, D + 1, D + 1)`` applied to points ``(batch, n, D)``."""
-    dimensions = points.shape[-1]
-    image = ops.matmul(points, ops.swapaxes(matrix[:, :, :dimensions], 1, 2))
-    image = image + matrix[:, None, :, dimensions]
-    return image[..., :dimensions] / image[..., dimensions:]
 
 
 def solve(gradient: np.ndarray, information: np.ndarray, damping: float) -> np.ndarray:
@@ -157,18 +150,13 @@ def update(
         corner ``(batch,)``.
     """
     tangent = np.tensordot(step, generators.astype("float64"), axes=1)
-    moved = _dehomogenise(matrix, corners)
+    moved = carried(matrix, corners)
     flow = moved @ np.swapaxes(tangent[:, :, :-1], 1, 2) + tangent[:, None, :, -1]
     flow = flow[..., :-1] - moved * flow[..., -1:]
     motion = np.sqrt(np.square(flow).sum(-1)).max(-1)
     shrink = np.minimum(1, cap / np.maximum(motion, 1e-300))
     update = exponential(tangent * shrink[:, None, None]) @ matrix
     return update / update[:, -1:, -1:], np.minimum(motion, cap)
-
-
-def _dehomogenise(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    image = points @ np.swapaxes(matrix[:, :, :-1], 1, 2) + matrix[:, None, :, -1]
-    return image[..., :-1] / image[..., -1:]
 
 
 def exponential(matrix: np.ndarray) -> np.ndarray:

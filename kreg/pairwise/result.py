@@ -8,6 +8,7 @@ from keras import ops
 
 from kreg.ops.coordinates import centred_frame
 from kreg.ops.interpolation import nearest_border, sample, zero_border
+from kreg.pairwise.blocks import carried
 from kreg.pairwise.images import Image
 
 #: Voxels that are warped at once.
@@ -129,5 +130,4 @@ class Registration:
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    image = points @ matrix[:-1, :-1].T + matrix[:-1, -1]
-    return image / (points @ matrix[-1, :-1] + matrix[-1, -1])[..., None]
+    return carried(matrix, np.atleast_2d(points)).reshape(points.shape)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kreg.groups import Affine, Group, Similarity
+from kreg.pairwise.blocks import carried
 from kreg.pairwise.fisher import FisherScoring, exponential
 from kreg.pairwise.pairs import Pairs, Side
 from kreg.pairwise.schedule import Stage
@@ -108,15 +109,10 @@ def _smaller(group: Group, other: Group, dimensions: int) -> Group:
 
 def _distinct(matrices, score, corners, distance: float) -> list[int]:
     """Return indices, best first, of matrices that send the corners to different places."""
-    ends = np.stack([_ends(matrix, corners) for matrix in matrices])
+    ends = carried(matrices, corners)
     chosen: list[int] = []
     for index in np.argsort(-score):
         gaps = [np.abs(ends[index] - ends[other]).max() for other in chosen]
         if not chosen or (min(gaps) > distance and score[index] > 0):
             chosen.append(int(index))
     return chosen
-
-
-def _ends(matrix, corners) -> np.ndarray:
-    image = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
-    return image / (corners @ matrix[-1, :-1] + matrix[-1, -1])[:, None]

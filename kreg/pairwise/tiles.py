@@ -6,7 +6,7 @@ import numpy as np
 import scipy.ndimage
 
 from kreg.groups import Group
-from kreg.pairwise.blocks import Block, Blocks, Frame
+from kreg.pairwise.blocks import Block, Blocks, Frame, carried
 from kreg.pairwise.fisher import FisherScoring
 from kreg.pairwise.images import block_mean
 from kreg.pairwise.pairs import Pairs, Side, reduced_frame
@@ -96,7 +96,7 @@ class Tiles:
         self._margin = side // 6
         fixed, moving = [], []
         for centre in _centres(pairs.fixed, pair):
-            there = _carried(matrix, centre)
+            there = carried(matrix, centre[None])[0]
             voxel = pairs.moving.frame.to_voxels(there)
             if np.all((voxel > 0) & (voxel < np.asarray(pairs.moving.image.shape) - 1)):
                 fixed.append(_tile(pairs.fixed, pair, centre, side, factor))
@@ -128,11 +128,6 @@ class Tiles:
         spacing, origin = self.fixed_blocks.spacing, self.fixed_blocks.origin
         points = voxels * spacing[block] + origin[block]
         return np.repeat(points[None].astype("float32"), len(owner), axis=0), block
-
-
-def _carried(matrix: np.ndarray, point: np.ndarray) -> np.ndarray:
-    image = matrix[:-1, :-1] @ point + matrix[:-1, -1]
-    return image / (matrix[-1, :-1] @ point + matrix[-1, -1])
 
 
 def _centres(side: Side, pair: int) -> np.ndarray:
