@@ -91,7 +91,7 @@ def descend(
             matrices = ops.convert_to_numpy(compiled.matrices(coefficients, base)).astype("float64")
             motion = np.abs(carried(matrices, pairs.corners) - carried(before, pairs.corners))
             progress.step(
-                "level " + ", ".join(map(str, stage.levels)),
+                stage.label,
                 similarity=ops.convert_to_numpy(similarities),
                 overlap=ops.convert_to_numpy(overlap),
                 motion=motion.max(axis=(1, 2)) / finest,

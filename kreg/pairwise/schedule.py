@@ -21,6 +21,11 @@ class Stage:
     pretraining: int = 0
     rates: tuple[float, float] = (1e-2, 1e-2)
 
+    @property
+    def label(self) -> str:
+        """What the history calls the stage."""
+        return "level " + ", ".join(map(str, self.levels))
+
     def rate(self, step: int) -> float:
         """Return the learning rate at a step, between the two in proportion of powers."""
         share = step / max(self.steps - 1, 1)

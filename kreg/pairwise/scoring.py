@@ -91,7 +91,9 @@ class Scoring:
             if self.progress is not None and self.progress.stopped:
                 return
 
-    def climb(self, matrices, group: Group, stages, optimizer) -> Iterator[np.ndarray]:
+    def climb(
+        self, matrices, group: Group, stages, optimizer: FisherScoring, name: str = ""
+    ) -> Iterator[np.ndarray]:
         """Yield the matrices after each step of all stages, at last the mean of the last ones.
 
         Samples are drawn anew every step: the mean over the second half of the last stage is
@@ -100,8 +102,7 @@ class Scoring:
         last: list[np.ndarray] = []
         for stage in stages:
             last = []
-            name = "level " + ", ".join(map(str, stage.levels))
-            for after, *_ in self.steps(matrices, group, stage, optimizer, name):
+            for after, *_ in self.steps(matrices, group, stage, optimizer, name or stage.label):
                 last.append(after)
                 yield after
             matrices = last[-1] if last else matrices

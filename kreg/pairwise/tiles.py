@@ -53,13 +53,9 @@ def refine_by_tiles(
             continue  # flat everywhere, or no overlap: the verdict says so
         scoring = Scoring(tiles, HistogramRatio(), [0], seed, progress)
         stage = Stage((0,), TILE_STEPS, _SAMPLES)
-        trace = [
-            after[0]
-            for after, *_ in scoring.steps(
-                matrices[pair : pair + 1], group, stage, FisherScoring(), f"tiles 1/{factor}"
-            )
-        ]
-        refined[pair] = np.mean(trace[len(trace) // 2 :], axis=0)
+        name = f"tiles 1/{factor}"
+        start = matrices[pair : pair + 1]
+        *_, (refined[pair],) = scoring.climb(start, group, [stage], FisherScoring(), name)
     return refined
 
 
