@@ -80,6 +80,11 @@ class Blocks:
         batch, channels = first.shape[0], first.shape[-1]
         flat = [block.values.reshape(batch, -1, channels) for block in self.blocks]
         self.count = sum(part.shape[1] for part in flat)
+        if batch * self.count >= 2**31:
+            raise ValueError(
+                "Expected fewer than 2^31 voxels in the pyramids of a batch; register fewer "
+                f"pairs at once. Received: {batch} images of {self.count} voxels."
+            )
         # Up to the next power of 2, so that images of many sizes share compiled code.
         rows = np.zeros((_next_power(batch * self.count), channels), "float32")
         np.concatenate(
@@ -94,11 +99,6 @@ class Blocks:
         self.sizes = sizes.astype("int32")
         self.scale = (1 / spacing).astype("float32")
         self.shift = (-origin / spacing).astype("float32")
-        if batch * self.count >= 2**31:
-            raise ValueError(
-                "Expected fewer than 2^31 voxels in the pyramids of a batch; register fewer "
-                f"pairs at once. Received: {batch} images of {self.count} voxels."
-            )
 
     def table(self) -> list[np.ndarray]:
         """Return what `read` needs to find a voxel: arrays with a row a block, and spare rows."""

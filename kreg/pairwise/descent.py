@@ -71,7 +71,7 @@ def descend(
     progress: Progress,
 ) -> Iterator[np.ndarray]:
     """Yield the matrices ``(pairs, D + 1, D + 1)`` after each step."""
-    generator = np.random.default_rng(seed)
+    draws = 0
     owner = np.arange(pairs.count)
     size = group.size(pairs.dimensions)
     variables = to_tensors([np.zeros((pairs.count, size), "float32")])
@@ -84,7 +84,9 @@ def descend(
     finest = pairs.voxel(-1)
     for stage in stages:
         for _ in range(stage.pretraining + stage.steps):
-            draw = to_tensors(list(pairs.draw(generator, owner, stage.levels, stage.samples)))
+            draws += 1
+            drawn = pairs.draw((seed, draws), owner, stage.levels, stage.samples)
+            draw = to_tensors(list(drawn))
             before = matrices
             similarities, overlap = compiled.step(base, images, *draw)
             coefficients = ops.convert_to_numpy(compiled.variables[0])

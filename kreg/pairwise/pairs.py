@@ -12,6 +12,9 @@ from kreg.pairwise.images import IN_MEMORY, Image, check_weights
 from kreg.pairwise.preparation import Preparation, mask_levels
 from kreg.pairwise.samplers import Draw, Sampler
 
+#: What `numpy.random.default_rng` takes.
+Seed = int | tuple[int, ...]
+
 #: About the longest side of the coarsest level, in voxels, by dimensions.
 COARSEST = {2: 64, 3: 32}
 
@@ -105,7 +108,7 @@ class Sampled(Protocol):
         """Return the buffers and where in them the images of each sample of a batch begin."""
 
     def draw(
-        self, generator: np.random.Generator, owner: np.ndarray, levels: Sequence[int], samples: int
+        self, seed: Seed, owner: np.ndarray, levels: Sequence[int], samples: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return world points ``(batch, n, D)`` and the block of each, ``(n,)``."""
 
@@ -127,6 +130,8 @@ class Pairs:
         self.moving_blocks = moving.buffer(self.levels)
         self._sampler = sampler
         self._drawers: dict[tuple[int, int], Draw] = {}
+        density = sampler.density(fixed.levels[-1][0])
+        self._alike = fixed.mask is None and density is None  # all pairs draw the same points
         shape = np.asarray(fixed.image.shape)
         ends = np.stack(np.meshgrid(*[(0, 1)] * self.dimensions, indexing="ij"), axis=-1)
         self.corners = fixed.frame.to_world(ends.reshape(-1, self.dimensions) * (shape - 1))
@@ -155,8 +160,7 @@ class Pairs:
 
     def _drawer(self, pair: int, level: int) -> Draw:
         mask = self.fixed.masks[level]
-        if mask is None and self._sampler.density(self.fixed.levels[level][0, :1]) is None:
-            pair = 0  # all pairs alike
+        pair = 0 if self._alike else pair
         if (pair, level) not in self._drawers:
             values = self.fixed.levels[level][pair]
             weights = None if mask is None else mask[pair][..., 0]
@@ -164,15 +168,20 @@ class Pairs:
         return self._drawers[pair, level]
 
     def draw(
-        self, generator: np.random.Generator, owner: np.ndarray, levels: Sequence[int], samples: int
+        self, seed: Seed, owner: np.ndarray, levels: Sequence[int], samples: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return world points ``(batch, n, D)`` and the block of each, ``(n,)``.
 
-        Points of the levels take turns, so that half a turn of the samples keeps the level.
+        Points of the levels take turns, so that half a turn of the samples keeps the level. All
+        pairs draw by the same seed: what one gets does not depend on its neighbours.
         """
         each = max(samples // (2 * len(levels)), 8) * 2
         drawn: dict[int, np.ndarray] = {}
         for pair in np.unique(owner):
+            if self._alike and drawn:
+                drawn[int(pair)] = next(iter(drawn.values()))
+                continue
+            generator = np.random.default_rng(seed)
             parts = []
             for level in levels:
                 voxels = self._drawer(int(pair), level)(generator, each)

@@ -38,6 +38,7 @@ class Progress:
         means = {name: float(np.mean(value)) for name, value in logs.items()}
         self._done += 1
         if self._bar is not None:
+            self._bar.target = max(self._bar.target, self._done)  # a stage that goes on
             # The bar's own end waits for `close`: an early stop may come before it.
             self._bar.update(self._done, list(means.items()), finalize=False)
         self._callbacks.on_epoch_end(self._done - 1, means)

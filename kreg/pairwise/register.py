@@ -98,7 +98,7 @@ def register(
     fixed_spacing: Sequence[float] | None = None,
     moving_spacing: Sequence[float] | None = None,
     seed: int = 0,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] = (),
     verbose: bool = False,
 ) -> Any:
     """Find T that maximises the similarity of fixed(x) and moving(T x), for one pair of images.
@@ -147,6 +147,9 @@ def register(
         optimizer=(optimizer, FisherScoring | keras.optimizers.Optimizer),
         preparation=(preparation, Preparation),
     )
+    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
+    for callback in callbacks:
+        _check_kinds(callbacks=(callback, keras.callbacks.Callback))
     images = [Image(fixed, "fixed"), Image(moving, "moving")]
     _check_pair(*images)
     dimensions = len(images[0].shape)

@@ -1,6 +1,6 @@
 """Schedules: on which levels of the pyramid, with how many samples, for how many steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Stage:
     def label(self) -> str:
         """What the history calls the stage."""
         return "level " + ", ".join(map(str, self.levels))
+
+    def continued(self) -> "Stage":
+        """Return the stage as it goes on: nothing to train beforehand, the last learning rate."""
+        return replace(self, pretraining=0, rates=(self.rates[1], self.rates[1]))
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step, between the two in proportion of powers."""

@@ -6,10 +6,16 @@ import keras
 import numpy as np
 
 from kreg.groups import Group
+from kreg.pairwise.blocks import carried
 from kreg.pairwise.fisher import FisherScoring, exponential, scorer, solve, update
 from kreg.pairwise.pairs import Sampled, to_tensors
 from kreg.pairwise.schedule import Stage
 from kreg.pairwise.similarity import LogRatio
+
+#: A pair is still where no corner moved further, in voxels, from one half of the last stage to the
+#: other; the stage is done this many times at most.
+_STILL = 0.5
+_REPEATS = 4
 
 
 class Scoring:
@@ -27,13 +33,15 @@ class Scoring:
         self.pairs, self.similarity = pairs, similarity
         self.owner = np.asarray(owner)
         self.images = to_tensors(pairs.images(self.owner))
-        self.generator = np.random.default_rng(seed)
+        self._seed, self._draws = seed, 0
         self.progress = progress
         self.weights = similarity.initial(len(self.owner), *pairs.channels, seed)
         self.state: list | None = None
 
     def _draw(self, levels, samples):
-        points, block = self.pairs.draw(self.generator, self.owner, levels, samples)
+        self._draws += 1
+        seed = self._seed, self._draws
+        points, block = self.pairs.draw(seed, self.owner, levels, samples)
         return to_tensors([points, block])
 
     def pretrain(self, matrices, group: Group, stage: Stage) -> None:
@@ -97,20 +105,33 @@ class Scoring:
         """Yield the matrices after each step of all stages, at last the mean of the last ones.
 
         Samples are drawn anew every step: the mean over the second half of the last stage is
-        more exact than any one step.
+        more exact than any one step. The last stage goes on while a pair still moves.
         """
-        last: list[np.ndarray] = []
-        for stage in stages:
-            last = []
+        for stage in stages[:-1]:
             for after, *_ in self.steps(matrices, group, stage, optimizer, name or stage.label):
-                last.append(after)
+                matrices = after
                 yield after
-            matrices = last[-1] if last else matrices
             if self.progress is not None and self.progress.stopped:
-                break
-        if last:
-            generators = group.generators(self.pairs.dimensions).astype("float64")
-            yield _mean(last[len(last) // 2 :], generators)
+                return
+        generators = group.generators(self.pairs.dimensions).astype("float64")
+        mean, moving = matrices, np.ones(len(matrices), bool)
+        for again in range(_REPEATS):
+            last: list[np.ndarray] = []
+            one = stages[-1] if again == 0 else stages[-1].continued()
+            for after, *_ in self.steps(matrices, group, one, optimizer, name or one.label):
+                last.append(np.where(moving[:, None, None], after, mean))
+                yield last[-1]
+            if not last:
+                return
+            matrices = last[-1]
+            half = len(last) // 2
+            mean = np.where(moving[:, None, None], _mean(last[half:], generators), mean)
+            yield mean
+            earlier = _mean(last[: max(half, 1)], generators)
+            drift = np.abs(carried(mean, self.pairs.corners) - carried(earlier, self.pairs.corners))
+            moving = moving & (drift.max(axis=(1, 2)) > _STILL * self.pairs.voxel(-1))
+            if not moving.any() or (self.progress is not None and self.progress.stopped):
+                return
 
 
 def _mean(matrices: list[np.ndarray], generators: np.ndarray) -> np.ndarray:

@@ -41,25 +41,37 @@ class MultiStart:
     affine group one level finer, and the best starts the registration.
 
     Args:
-        angles: degrees that are tried, about the centre in 2-D and about each axis in 3-D.
+        angles: degrees that are tried, about the centre in 2-D and about each axis in 3-D; where
+            None, -50 to 50 by 10 in 2-D and -40 to 40 by 20 in 3-D.
         scales: sizes of the fixed in the moving image that are tried.
         bins: grey-value bins of equal count.
         keep, finalists: how many candidates go on to the two refinements.
         overlap: least share of the fixed image that must fall inside the moving one.
     """
 
-    angles: Sequence[float] = tuple(range(-50, 51, 10))
+    angles: Sequence[float] | None = None
     scales: Sequence[float] = (0.7, 0.84, 1.0, 1.19, 1.41)
     bins: int = 7
     keep: int = 40
     finalists: int = 8
     overlap: float = 0.25
 
+    def __post_init__(self):
+        counts = self.bins >= 2 and self.keep >= 1 and 1 <= self.finalists <= self.keep
+        if not counts or not 0 < self.overlap <= 1 or min(self.scales, default=0) <= 0:
+            raise ValueError(
+                "Expected MultiStart with at least 2 bins, 1 <= finalists <= keep, positive scales "
+                f"and 0 < overlap <= 1. Received: {self}."
+            )
+
     def linear_parts(self, dimensions: int, group: Group) -> list[np.ndarray]:
         """Return the rotations times scales, each ``(D, D)``, that a group holds."""
         scales = self.scales if group.size(dimensions) > Rigid().size(dimensions) else (1.0,)
-        angles = self.angles if group.size(dimensions) > dimensions else ()
-        if not angles:
+        # Half as many in 3-D: there are three axes, and a search costs far more.
+        angles = self.angles
+        if angles is None:
+            angles = range(-50, 51, 10) if dimensions == 2 else range(-40, 41, 20)
+        if group.size(dimensions) == dimensions or not len(angles):
             rotations = [np.eye(dimensions)]
         elif dimensions == 2:
             radians = np.deg2rad(angles)
@@ -67,10 +79,7 @@ class MultiStart:
                 np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for a in radians
             ]
         else:
-            # Every second angle in 3-D: there are three axes, and a search costs far more.
-            vectors = {
-                tuple(np.deg2rad(angle) * axis) for angle in angles[1::2] for axis in np.eye(3)
-            }
+            vectors = {tuple(np.deg2rad(angle) * axis) for angle in angles for axis in np.eye(3)}
             vectors.add((0.0, 0.0, 0.0))
             rotations = [Rotation.from_rotvec(v).as_matrix() for v in sorted(vectors)]
         return [scale * rotation for rotation in rotations for scale in scales]

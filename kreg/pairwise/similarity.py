@@ -6,6 +6,7 @@ histogram, a trained network, a Gaussian) is all that similarities differ in.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -78,6 +79,12 @@ class HistogramRatio(LogRatio):
     sigma: float = 1.5
 
     grey = True
+
+    def __post_init__(self):
+        if self.bins < 2 or self.sigma < 0:
+            raise ValueError(
+                f"Expected at least 2 bins and a sigma of at least 0. Received: {self}."
+            )
 
     def log_ratio(self, weights, fixed, moving, inside):
         """Return T looked up in the table of the samples at hand, and their information."""
@@ -178,7 +185,7 @@ class CriticRatio(LogRatio):
         activation: name of their activation.
     """
 
-    hidden: tuple[int, ...] = (32, 32)
+    hidden: Sequence[int] = (32, 32)
     activation: str = "tanh"
 
     trained = True
@@ -186,6 +193,9 @@ class CriticRatio(LogRatio):
     schedule = CoarseToFine(
         steps=(25, 19, 36), samples=(4096, 8192, 12288), pretraining=40, rates=(1e-2, 6e-4)
     )
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", tuple(self.hidden))  # hashable: compiled code is kept
 
     def initial(self, pairs, fixed_channels, moving_channels, seed):
         """Return freshly drawn weights of `pairs` networks."""

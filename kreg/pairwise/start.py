@@ -90,8 +90,8 @@ def _varied(candidates, count: int, group: Group, pairs: Pairs, level: int, gene
     spread[: pairs.dimensions] = 1.5 * voxel
     repeats = -(-count // candidates.shape[1])
     varied = np.repeat(candidates, repeats, axis=1)[:, :count]
-    coefficients = spread * generator.normal(size=(*varied.shape[:2], len(generators)))
-    coefficients[:, ::repeats] = 0  # each candidate itself stays
+    coefficients = spread * generator.normal(size=(count, len(generators)))
+    coefficients[::repeats] = 0  # each candidate itself stays
     return exponential(np.tensordot(coefficients, generators, axes=1)) @ varied
 
 

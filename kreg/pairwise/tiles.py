@@ -9,7 +9,7 @@ from kreg.groups import Group
 from kreg.pairwise.blocks import Block, Blocks, Frame, carried
 from kreg.pairwise.fisher import FisherScoring
 from kreg.pairwise.images import block_mean
-from kreg.pairwise.pairs import Pairs, Side, reduced_frame
+from kreg.pairwise.pairs import Pairs, Seed, Side, reduced_frame
 from kreg.pairwise.preparation import Preparation
 from kreg.pairwise.progress import Progress
 from kreg.pairwise.schedule import Stage
@@ -113,9 +113,10 @@ class Tiles:
         return fixed.rows, moving.rows, fixed.table(), moving.table(), first, first
 
     def draw(
-        self, generator: np.random.Generator, owner: np.ndarray, levels: Sequence[int], samples: int
+        self, seed: Seed, owner: np.ndarray, levels: Sequence[int], samples: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return world points ``(batch, n, D)`` and the block of each, ``(n,)``."""
+        generator = np.random.default_rng(seed)
         block = generator.permutation(np.arange(samples, dtype="int32") % self.found)
         last = self.fixed_blocks.sizes - 1
         margin = np.minimum(self._margin, last // 2)

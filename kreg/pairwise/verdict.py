@@ -11,13 +11,15 @@ from kreg.pairwise.start import COARSE, Start
 #: How many transforms are scored beside the one found: as many as candidates of a start.
 _COUNT = 40
 _SAMPLES = 1024
-#: Least overlap, and least distance from chance in standard deviations, to be trusted.
+#: Least overlap, and least distance from chance in standard deviations, to be trusted: without a
+#: global start, and with one, where the second best place counts as well.
 _OVERLAP = 0.25
 _DEVIATIONS = 10.0
-#: Fewer wrong places say nothing about chance.
-_ENOUGH = 4
+_CLEAR_DEVIATIONS = 6.0
 #: A runner-up of this share of the best similarity leaves open which one is right.
 _AMBIGUOUS = 0.9
+#: Fewer wrong places say nothing about chance.
+_ENOUGH = 4
 #: Lengths may shrink or grow by this factor at most.
 _STRETCH = 4.0
 
@@ -42,9 +44,10 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
         chance = similarity[pair, 1:][overlap[pair, 1:] > _OVERLAP]
         known = len(chance) >= _ENOUGH
         mean, deviation = (chance.mean(), chance.std()) if known else (0.0, 0.0)
-        limit = mean + _DEVIATIONS * deviation
         found = similarity[pair, 0]
         runner_up = start.runner_up[pair]
+        limit = mean + _needed(runner_up) * deviation
+        margin = (found - mean) / max(deviation, 1e-6)
         reason = None
         if not (pairs.fixed.textured[pair % len(pairs.fixed.textured)]):
             reason = "the fixed image has no texture"
@@ -63,7 +66,6 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
         trusted = reason is None and not interrupted
         if interrupted:
             reason = "interrupted: the best transform so far" + (f"; {reason}" if reason else "")
-        margin = (found - mean) / max(deviation, 1e-6)
         verdicts.append(
             {
                 "similarity_before": max(float(after[pair, 4]), 0.0),
@@ -76,6 +78,16 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
             }
         )
     return verdicts
+
+
+def _needed(runner_up: float | None) -> float:
+    """Return how many standard deviations above chance are enough to be trusted.
+
+    A global start has seen all places: the further ahead the best one is, the less it takes.
+    """
+    if runner_up is None:
+        return _DEVIATIONS
+    return _CLEAR_DEVIATIONS / max(1 - runner_up, 1e-3)
 
 
 def _scores(pairs: Pairs, matrices, level: int, samples: int, seed: int):
@@ -100,12 +112,12 @@ def _displaced(matrices, pairs: Pairs, generator) -> np.ndarray:
     extent = np.abs(pairs.corners).max(axis=0)
     size[:dimensions] = 0.6 * extent
     size[-1] = 0.15
-    coefficients = size * generator.uniform(-1, 1, (len(matrices), _COUNT, len(generators)))
+    coefficients = size * generator.uniform(-1, 1, (_COUNT, len(generators)))
     # Never close to where it was: at least a tenth of the longest axis.
     axis = int(extent.argmax())
-    way, least = coefficients[:, :, axis], 0.2 * extent[axis]
-    coefficients[:, :, axis] = np.where(np.abs(way) < least, np.copysign(least, way), way)
-    coefficients[:, 0] = 0
+    way, least = coefficients[:, axis], 0.2 * extent[axis]
+    coefficients[:, axis] = np.where(np.abs(way) < least, np.copysign(least, way), way)
+    coefficients[0] = 0
     moves = exponential(np.tensordot(coefficients, generators, axes=1))
     return matrices[:, None] @ moves
 

@@ -9,7 +9,7 @@ from kreg.pairwise.blocks import Block, Blocks, Frame, read
 from kreg.pairwise.images import Image
 from kreg.pairwise.pairs import Pairs, Side, reduced_frame, to_tensors
 from kreg.pairwise.preparation import Preparation
-from kreg.pairwise.samplers import UniformSampler
+from kreg.pairwise.samplers import EdgeSampler, UniformSampler
 from tests.fields import grid
 
 #: Spatial sizes of the blocks of one buffer; one has an axis of a single voxel.
@@ -155,13 +155,25 @@ def test_draws_world_points_that_take_turns_between_the_levels(levels):
     side = side_of(image, (0.02, 0.03))
     pairs = Pairs(side, side, UniformSampler())
     owner = np.array([0, 1, 1])
-    points, block = pairs.draw(np.random.default_rng(0), owner, levels, 64)
+    points, block = pairs.draw(0, owner, levels, 64)
     assert points.shape == (3, 64, 2)
     np.testing.assert_array_equal(block, np.tile(levels, 64 // len(levels)))
     half = 0.02 * 129 / 2, 0.03 * 100 / 2
     assert (np.abs(points) <= np.asarray(half) + 1e-6).all()
-    np.testing.assert_array_equal(points[1], points[2])
+    for other in points[1:]:  # what a pair gets does not depend on its neighbours
+        np.testing.assert_array_equal(points[0], other)
+    assert not np.array_equal(points, pairs.draw(1, owner, levels, 64)[0])
+
+
+def test_pairs_that_are_not_alike_draw_points_of_their_own():
+    image = np.random.default_rng(0).normal(size=(2, 96, 80, 1)).astype("float32")
+    together, alone = (
+        Pairs(side_of(part, (0.02, 0.02)), side_of(part, (0.02, 0.02)), EdgeSampler())
+        for part in (image, image[1:])
+    )
+    points = together.draw(3, np.array([0, 1]), (0,), 64)[0]
     assert not np.array_equal(points[0], points[1])
+    np.testing.assert_array_equal(points[1], alone.draw(3, np.array([0]), (0,), 64)[0][0])
 
 
 def test_corners_are_the_outermost_voxel_centres():

@@ -152,7 +152,7 @@ def test_finds_a_rigid_transform_of_a_volume():
     )
 
 
-def test_a_batch_is_as_good_as_each_pair_alone():
+def test_a_batch_gives_what_each_pair_gives_alone():
     truths = [NEAR, turned(-3, shift=(-2, 4))]
     pairs = [pair(NEAR), pair(truths[1], change=lambda image: 1 - image)]
     fixed, moving = (np.stack(images)[..., None] for images in zip(*pairs, strict=True))
@@ -161,11 +161,11 @@ def test_a_batch_is_as_good_as_each_pair_alone():
     for k, (truth, result) in enumerate(zip(truths, together, strict=True)):
         alone = near(images=pairs[k])
         assert error(result, truth) < 0.1
-        assert error(result, alone.matrix) < 0.1
+        assert error(result, alone.matrix) < 2e-3
         assert result.trusted
         assert len(result.history["similarity"]) == len(alone.history["similarity"])
-        np.testing.assert_allclose(result.warped, alone.warped, atol=0.1)
-        assert result.similarity_after == pytest.approx(alone.similarity_after, rel=0.1)
+        np.testing.assert_allclose(result.warped, alone.warped, atol=5e-3)
+        assert result.similarity_after == pytest.approx(alone.similarity_after, rel=1e-3)
 
 
 def test_masked_parts_do_not_count():
@@ -233,6 +233,19 @@ def test_the_history_has_a_value_a_step():
         assert all(isinstance(value, float) for value in history[name])
     assert history["similarity"][-1] > history["similarity"][8]
     assert history["motion"][-1] < history["motion"][0]
+
+
+def test_goes_on_while_it_moves():
+    hurried = CoarseToFine(steps=(1, 1, 4), samples=(4096, 4096, 8192))
+    images = pair(NEAR)
+    result = near(images=images, schedule=hurried, optimizer=FisherScoring(cap=1.0))
+    steps = len(result.history["similarity"])
+    assert 5 < steps <= 1 + 4 * 4
+    assert set(result.history["stage"][1:]) == {"level 0"}
+    assert error(result, NEAR) < 0.3
+    # One that stands still is done at once.
+    still = near(images=images, schedule=hurried, start=NEAR)
+    assert len(still.history["similarity"]) == 5
 
 
 def test_starts_from_a_matrix():
@@ -395,6 +408,7 @@ BAD = {
     "sampler": ((GOOD, GOOD), {"sampler": "edges"}, r"`sampler`.*Sampler.*'edges'"),
     "schedule": ((GOOD, GOOD), {"schedule": 3}, r"`schedule`.*Schedule.*Received: 3"),
     "preparation": ((GOOD, GOOD), {"preparation": None}, r"`preparation`.*Received: None"),
+    "callbacks": ((GOOD, GOOD), {"callbacks": [print]}, r"`callbacks`.*Callback.*Received"),
     "start": ((GOOD, GOOD), {"start": "multi"}, r"`start`.*MultiStart.*Received: 'multi'"),
     "start class": ((GOOD, GOOD), {"start": MultiStart}, r"`start`.*MultiStart\(\).*Received"),
     "start shape": ((GOOD, GOOD), {"start": np.eye(4)}, r"`start`.*\(3, 3\)"),

@@ -217,3 +217,18 @@ def test_masked_voxels_are_in_no_bin():
     np.testing.assert_array_equal(labels[10:], -1)
     np.testing.assert_array_equal(np.bincount(labels[:10].ravel()), 60)
     np.testing.assert_array_equal(_labels(values, 0 * mask, 5), -1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"keep": 0}, {"finalists": 0}, {"keep": 4}, {"bins": 1}, {"overlap": 0}, {"scales": (0,)}],
+    ids=str,
+)
+def test_refuses_a_start_that_finds_nothing(options):
+    with pytest.raises(ValueError, match=r"Expected MultiStart.*Received"):
+        MultiStart(**options)
+
+
+def test_all_angles_are_tried_in_3d():
+    parts = MultiStart(angles=(7,), scales=(1.0,)).linear_parts(3, Rigid())
+    assert len(parts) == 4  # about each axis, and none

@@ -301,3 +301,11 @@ def test_a_log_ratio_must_be_defined():
         LogRatio().log_ratio([], None, None, None)
     with pytest.raises(NotImplementedError, match="no weights to train"):
         HistogramRatio().objective([], None, None, None)
+
+
+def test_refuses_a_histogram_without_bins_and_takes_a_list_of_widths():
+    for options in ({"bins": 1}, {"sigma": -1.0}):
+        with pytest.raises(ValueError, match=r"at least 2 bins.*Received"):
+            HistogramRatio(**options)
+    assert CriticRatio(hidden=[8, 4]) == CriticRatio(hidden=(8, 4))
+    assert hash(CriticRatio(hidden=[8, 4])) == hash(CriticRatio(hidden=(8, 4)))
