@@ -191,7 +191,7 @@ class CriticRatio(LogRatio):
     trained = True
     damping = 1e-2
     schedule = CoarseToFine(
-        steps=(25, 19, 36), samples=(4096, 8192, 12288), pretraining=40, rates=(1e-2, 6e-4)
+        steps=(20, 12, 36), samples=(4096, 8192, 12288), pretraining=30, rates=(1e-2, 6e-4)
     )
 
     def __post_init__(self):
