@@ -6,6 +6,7 @@ if __name__ != "kreg.layers":
         f"would be defined twice. Received: import of `{__name__}`. Use `from kreg import layers`."
     )
 
+from kreg.layers.bspline_field import BSplineField
 from kreg.layers.compose_displacements import ComposeDisplacements
 from kreg.layers.crop_like import CropLike
 from kreg.layers.depth_to_space import DepthToSpace
@@ -15,8 +16,10 @@ from kreg.layers.matrix_exp_affine import MatrixExpAffine
 from kreg.layers.resize_displacement import ResizeDisplacement
 from kreg.layers.spatial_transformer import SpatialTransformer
 from kreg.layers.standardise import Standardise
+from kreg.layers.thin_plate_spline import ThinPlateSpline
 
 __all__ = [
+    "BSplineField",
     "ComposeDisplacements",
     "CropLike",
     "DepthToSpace",
@@ -26,4 +29,5 @@ __all__ = [
     "ResizeDisplacement",
     "SpatialTransformer",
     "Standardise",
+    "ThinPlateSpline",
 ]

@@ -3,10 +3,15 @@
 All are smaller where the registration is better, and return one value a sample.
 """
 
+from kreg.losses.dice_loss import SoftDice, soft_dice
 from kreg.losses.field_loss import FieldLoss
 from kreg.losses.folding import Folding, folding
+from kreg.losses.gradient_fields import NormalisedGradientFields, normalised_gradient_fields
 from kreg.losses.image_loss import ImageLoss
+from kreg.losses.inverse_consistency import InverseConsistency, inverse_consistency
+from kreg.losses.landmarks import LandmarkDistance, landmark_distance
 from kreg.losses.local_ncc import LocalNCC, local_ncc
+from kreg.losses.mind import MIND, mind, mind_descriptor
 from kreg.losses.mine import MINE, Critic, donsker_varadhan
 from kreg.losses.mutual_information import (
     MutualInformation,
@@ -27,6 +32,7 @@ from kreg.losses.smoothness import (
 from kreg.losses.weighted_sum import WeightedSum
 
 __all__ = [
+    "MIND",
     "MINE",
     "NCC",
     "BendingEnergy",
@@ -35,19 +41,29 @@ __all__ = [
     "FieldLoss",
     "Folding",
     "ImageLoss",
+    "InverseConsistency",
+    "LandmarkDistance",
     "LocalNCC",
     "MutualInformation",
+    "NormalisedGradientFields",
     "NormalisedMutualInformation",
+    "SoftDice",
     "TotalVariation",
     "WeightedSum",
     "bending_energy",
     "diffusion",
     "donsker_varadhan",
     "folding",
+    "inverse_consistency",
     "joint_histogram",
+    "landmark_distance",
     "local_ncc",
+    "mind",
+    "mind_descriptor",
     "mutual_information",
     "ncc",
+    "normalised_gradient_fields",
     "normalised_mutual_information",
+    "soft_dice",
     "total_variation",
 ]

@@ -5,6 +5,7 @@ those under ``metrics=``.
 """
 
 from kreg.metrics.dice import Dice, dice, dice_labels
+from kreg.metrics.hausdorff import hd95
 from kreg.metrics.image_metric import ImageMetric
 from kreg.metrics.jacobian import (
     FoldingFraction,
@@ -26,6 +27,7 @@ __all__ = [
     "dice_labels",
     "fire_auc",
     "folding_fraction",
+    "hd95",
     "jacobian_statistics",
     "landmark_error",
     "naed",

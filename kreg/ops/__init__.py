@@ -1,5 +1,7 @@
 """Pure functions on tensors; the conventions are stated in `kreg.ops.coordinates`."""
 
+from kreg.ops.bspline import bspline_displacement, bspline_grid_shape, bspline_operator
+from kreg.ops.composition import compose_linear, displace_points
 from kreg.ops.coordinates import centred_frame, identity_grid, spatial_shape
 from kreg.ops.displacement import (
     compose,
@@ -29,14 +31,20 @@ from kreg.ops.linear import (
 )
 from kreg.ops.matrix_exponential import matrix_exponential
 from kreg.ops.pyramid import downsample, gaussian_pyramid, pyramid_frames
+from kreg.ops.thin_plate import thin_plate_displacement, thin_plate_spline
 
 __all__ = [
     "box_filter",
     "box_sum",
+    "bspline_displacement",
+    "bspline_grid_shape",
+    "bspline_operator",
     "centred_frame",
     "change_frame",
     "compose",
+    "compose_linear",
     "compose_matrices",
+    "displace_points",
     "downsample",
     "gaussian_filter",
     "gaussian_pyramid",
@@ -57,6 +65,8 @@ __all__ = [
     "spatial_gradient",
     "spatial_shape",
     "standardise",
+    "thin_plate_displacement",
+    "thin_plate_spline",
     "transform_points",
     "voxel_matrix",
     "warp",

@@ -11,6 +11,7 @@ from keras import backend, ops
 from kreg import layers
 from kreg.groups import Rigid
 from kreg.layers import (
+    BSplineField,
     ComposeDisplacements,
     CropLike,
     DepthToSpace,
@@ -19,8 +20,9 @@ from kreg.layers import (
     ResizeDisplacement,
     SpatialTransformer,
     Standardise,
+    ThinPlateSpline,
 )
-from kreg.ops import nearest_border, reflect_border, sample_nearest
+from kreg.ops import bspline_grid_shape, nearest_border, reflect_border, sample_nearest
 from tests.fields import smooth_field
 from tests.fresh_process import Saved, in_fresh_process
 
@@ -56,6 +58,13 @@ def coefficients(shape, batch):
     return np.random.default_rng(4).normal(0, 0.3, (batch, size)).astype("float32")
 
 
+def control_points(shape, batch):
+    """Where 8 points lie in the fixed image, and where in the moving one."""
+    rng = np.random.default_rng(5)
+    source = rng.uniform(0, np.array(shape) - 1, (batch, 8, len(shape)))
+    return [x.astype("float32") for x in (source, source + rng.normal(0, 0.5, source.shape))]
+
+
 def larger(shape):
     return tuple(size + 1 + axis for axis, size in enumerate(shape))
 
@@ -69,6 +78,16 @@ def nearest_transformer(**options):
 
 
 CASES = {
+    "BSplineField": Case(
+        lambda **options: BSplineField(2.5, **options),
+        lambda shape, batch: [field(bspline_grid_shape(shape, 2.5), batch), image(shape, batch)],
+        any_size=False,
+    ),
+    "ThinPlateSpline": Case(
+        lambda **options: ThinPlateSpline(regularisation=0.5, **options),
+        lambda shape, batch: [*control_points(shape, batch), image(shape, batch)],
+        trained=1,
+    ),
     "ComposeDisplacements": Case(
         ComposeDisplacements, lambda shape, batch: [field(shape, batch), -field(shape, batch)]
     ),
@@ -199,9 +218,8 @@ def test_the_spatial_sizes_may_be_unknown(name, shape):
     layer = case.make()
     arrays = case.inputs(shape, 2)
     if not case.any_size:
-        unknown = [keras.Input((None,) * len(shape) + (3,)), keras.Input(arrays[1].shape[1:])]
-        with pytest.raises(ValueError, match=r"known spatial sizes with a matrix.*Received"):
-            layer(*unknown)
+        with pytest.raises(ValueError, match=r"known spatial sizes.*Received"):
+            model_of(layer, arrays, any_size=True)
         return
     model = model_of(layer, arrays, any_size=True)
     for size in (shape, larger(shape)):
