@@ -77,7 +77,20 @@ def jit(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=True, autograph=False)
+        # A tf.function, of a function of its own, for each set of shapes: TensorFlow warns where
+        # one function is traced for many.
+        variants: dict[tuple, object] = {}
+
+        @functools.wraps(function)
+        def call(*inputs):
+            flat = tf.nest.flatten(inputs)
+            shapes = tuple((tuple(x.shape), str(getattr(x.dtype, "name", x.dtype))) for x in flat)
+            if shapes not in variants:
+                own = functools.partial(function)
+                variants[shapes] = tf.function(own, jit_compile=True, autograph=False)
+            return variants[shapes](*inputs)
+
+        return call
     if backend == "jax":
         import jax
 

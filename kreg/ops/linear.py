@@ -102,9 +102,14 @@ def transform_points(matrix, points):
         )
     shape = ops.shape(points)
     rows = ops.reshape(ops.cast(points, COORDINATE_DTYPE), (shape[0], -1, dimensions))
-    image = ops.matmul(rows, ops.swapaxes(matrix[:, :, :dimensions], 1, 2))
-    image = image + matrix[:, None, :, dimensions]  # (batch, points, D + 1)
-    image = image[..., :dimensions] / image[..., dimensions:]
+    # Sums of products: `matmul` may be rounded to 10 bits on a GPU (see `small_product`).
+    columns = ops.unstack(rows, axis=-1)
+    image = [
+        sum(matrix[:, i, j, None] * columns[j] for j in range(dimensions))
+        + matrix[:, i, dimensions, None]
+        for i in range(dimensions + 1)
+    ]
+    image = ops.stack([component / image[-1] for component in image[:-1]], axis=-1)
     return ops.reshape(image, (-1, *shape[1:-1], dimensions))
 
 

@@ -1,5 +1,6 @@
 """Pairwise registration: `register`, and the objects that it is put together from."""
 
+from kreg.pairwise.dense import GaussNewton
 from kreg.pairwise.fisher import FisherScoring
 from kreg.pairwise.preparation import (
     Channels,
@@ -24,6 +25,7 @@ __all__ = [
     "EdgeSampler",
     "EdgeStrength",
     "FisherScoring",
+    "GaussNewton",
     "GaussianRatio",
     "HistogramRatio",
     "LocalNormalisation",

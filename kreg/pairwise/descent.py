@@ -49,9 +49,9 @@ class Descender:
     def _loss(self, variables, base, images, points, block):
         coefficients, *weights = variables
         matrix = self.matrices(coefficients, base)
-        fixed, _, moving, inside = sampled(images, points, block, matrix)
+        fixed, _, moving, inside, overlap = sampled(images, points, block, matrix)
         value, similarity = self.similarity.descent(weights, fixed, moving, inside)
-        return ops.sum(value), (similarity, ops.mean(inside, axis=1))
+        return ops.sum(value), (similarity, overlap)
 
 
 @functools.lru_cache(maxsize=16)
@@ -70,7 +70,11 @@ def descend(
     seed: int,
     progress: Progress,
 ) -> Iterator[np.ndarray]:
-    """Yield the matrices ``(pairs, D + 1, D + 1)`` after each step."""
+    """Yield the matrices ``(pairs, D + 1, D + 1)`` after each step.
+
+    The optimizer moves transform and similarity at once, by its own rate: of a stage only levels,
+    steps and samples count.
+    """
     draws = 0
     owner = np.arange(pairs.count)
     size = group.size(pairs.dimensions)
@@ -83,7 +87,7 @@ def descend(
     base, images = to_tensors(matrices.astype("float32")), to_tensors(pairs.images(owner))
     finest = pairs.voxel(-1)
     for stage in stages:
-        for _ in range(stage.pretraining + stage.steps):
+        for _ in range(stage.steps):
             draws += 1
             drawn = pairs.draw((seed, draws), owner, stage.levels, stage.samples)
             draw = to_tensors(list(drawn))

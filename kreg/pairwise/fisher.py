@@ -41,44 +41,17 @@ class Scorer:
         self.trained_only = backend.jit(self._train)
         self.step = backend.jit(self._step)
 
-    def train_state(self, weights: list) -> list:
-        """Return the state of Adam for fresh weights: the steps done, and two moments of each."""
-        if not self.similarity.trained:
-            return []
-        zeros = [ops.zeros_like(weight) for weight in weights]
-        return [ops.zeros(()), zeros, zeros]
-
     def _train(self, weights, state, rate, images, points, block, matrix):
         """One step of Adam on the similarity's weights; the transform stays."""
-        fixed, _, moving, inside = sampled(images, points, block, matrix)
-        return self._learn(weights, state, rate, fixed, moving, inside)[:2]
-
-    def _learn(self, weights, state, rate, fixed, moving, inside):
-        def total(weights):
-            values = self.similarity.objective(weights, fixed, moving, inside)
-            return ops.sum(values), values
-
-        (_, values), gradients = backend.value_and_gradients(total, weights)
-        # Adam (Kingma & Ba, 2015), as a function of its state, which Keras's is not everywhere.
-        first, second = 0.9, 0.99
-        count, means, squares = state
-        count = count + 1
-        means = [first * m + (1 - first) * g for m, g in zip(means, gradients, strict=True)]
-        squares = [
-            second * v + (1 - second) * g**2 for v, g in zip(squares, gradients, strict=True)
-        ]
-        rate = rate * ops.sqrt(1 - second**count) / (1 - first**count)
-        moved = [
-            w - rate * m / (ops.sqrt(v) + 1e-7)
-            for w, m, v in zip(weights, means, squares, strict=True)
-        ]
-        return moved, [count, means, squares], -values
+        fixed, _, moving, inside, _ = sampled(images, points, block, matrix)
+        return self.similarity.learn(weights, state, rate, fixed, moving, inside)[:2]
 
     def _step(self, weights, state, rate, images, points, block, matrix):
-        fixed, there, moving, inside = sampled(images, points, block, matrix)
+        fixed, there, moving, inside, overlap = sampled(images, points, block, matrix)
         if self.similarity.trained:
-            learned = self._learn(weights, state, rate, fixed, moving, inside)
-            weights, state, similarity = learned
+            weights, state, similarity = self.similarity.learn(
+                weights, state, rate, fixed, moving, inside
+            )
         _, moving_rows, _, moving_table, _, first_moving = images
 
         def total(variables):
@@ -96,7 +69,6 @@ class Scorer:
         count = ops.maximum(ops.sum(inside, axis=1), 1.0)
         gradient = ops.sum(scores, axis=1) / count[:, None]
         information = ops.matmul(ops.swapaxes(scores, 1, 2), scores) / count[:, None, None]
-        overlap = ops.mean(inside, axis=1)
         return weights, state, gradient, information, similarity, overlap
 
 
@@ -111,15 +83,18 @@ def sampled(images, points, block, matrix):
 
     Returns:
         Fixed values ``(batch, n, channels)``, the points in the moving world, moving values
-        there, and the weights ``(batch, n)``: the masks, 0 outside the moving image.
+        there, the weights ``(batch, n)``: the masks, 0 outside the moving image, and the overlap
+        ``(batch,)``: the share that these are of the fixed image's own weights.
     """
     fixed_rows, moving_rows, fixed_table, moving_table, first_fixed, first_moving = images
     fixed, here = read(fixed_rows, fixed_table, first_fixed, block, points)
     there = transform_points(matrix, points)
     moving, inside = read(moving_rows, moving_table, first_moving, block, there)
     # The last channel is the mask.
-    inside = ops.stop_gradient(inside * here * fixed[..., -1] * moving[..., -1])
-    return fixed[..., :-1], there, moving[..., :-1], inside
+    own = here * fixed[..., -1]
+    inside = ops.stop_gradient(inside * own * moving[..., -1])
+    overlap = ops.sum(inside, axis=1) / ops.maximum(ops.sum(own, axis=1), 1e-6)
+    return fixed[..., :-1], there, moving[..., :-1], inside, overlap
 
 
 def solve(gradient: np.ndarray, information: np.ndarray, damping: float) -> np.ndarray:

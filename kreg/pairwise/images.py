@@ -27,6 +27,11 @@ class Image:
 
     def __init__(self, array: Any, name: str):
         self.name = name
+        if isinstance(array, np.ma.MaskedArray):
+            raise ValueError(
+                f"Expected `{name}` without a mask of its own: pass `{name}.data`, and "
+                f"`~{name}.mask` as `{name}_mask`. Received: a masked array."
+            )
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             array = np.asarray(array)
         dtype = str(getattr(array.dtype, "name", array.dtype)).replace("torch.", "")
@@ -46,9 +51,10 @@ class Image:
         self.batch = 1 if self.single else shape[0]
         self.channels = 1 if grey else shape[-1]
         self.shape = shape if grey else shape[0 if self.single else 1 : -1]
-        if max(self.shape) < 4:
+        if max(self.shape) < 4 or min(self.shape) < 2:
             raise ValueError(
-                f"Expected `{name}` to have at least 4 voxels along its longest axis. "
+                f"Expected `{name}` to have at least 2 voxels along each spatial axis and 4 along "
+                "the longest; a single slice is a 2-D image (`volume[0]`), channels come last. "
                 f"Received: shape {shape}."
             )
 

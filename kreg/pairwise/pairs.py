@@ -28,6 +28,7 @@ class Side:
         spacing: distance of voxel centres, normalised.
         grey: whether to average the channels.
         preparation: what makes values of grey values.
+        coarsest: about the longest side of the coarsest level; `COARSEST` where None.
 
     Attributes:
         frame: where the voxels of the image itself lie.
@@ -45,6 +46,7 @@ class Side:
         *,
         grey: bool,
         preparation: Preparation,
+        coarsest: int | None = None,
     ):
         self.image = image
         self.mask = mask
@@ -59,10 +61,10 @@ class Side:
             weights = mask.reduced(self.factor)
             check_weights(weights, mask.name)
             weights = np.broadcast_to(weights, (image.batch, *weights.shape[1:]))
-        frame = reduced_frame(self.frame, self.factor)
+        frame = reduced_frame(self.frame, self.factor, image.shape)
         shape = self.values.shape[1:-1]
         count = 1
-        while max(shape) / 2 ** (count - 1) > 1.5 * COARSEST[len(shape)]:
+        while max(shape) / 2 ** (count - 1) > 1.5 * (coarsest or COARSEST[len(shape)]):
             count += 1
         self.levels = preparation.levels(self.values, weights, count)
         self.masks = mask_levels(weights, count)
@@ -85,9 +87,10 @@ class Side:
         return Blocks(blocks)
 
 
-def reduced_frame(frame: Frame, factor: int) -> Frame:
-    """Return where the means over blocks of `factor` voxels lie."""
-    return Frame(frame.spacing * factor, frame.to_world(np.asarray((factor - 1) / 2)))
+def reduced_frame(frame: Frame, factor: int, shape: Sequence[int]) -> Frame:
+    """Return where the means over blocks of `factor` voxels lie, fewer along shorter axes."""
+    factors = np.minimum(factor, shape)
+    return Frame(frame.spacing * factors, frame.to_world((factors - 1) / 2))
 
 
 class Sampled(Protocol):
@@ -128,6 +131,7 @@ class Pairs:
         self.dimensions = len(fixed.image.shape)
         self.fixed_blocks = fixed.buffer(self.levels)
         self.moving_blocks = moving.buffer(self.levels)
+        self._least = 0.7 * COARSEST[self.dimensions]
         self._sampler = sampler
         self._drawers: dict[tuple[int, int], Draw] = {}
         density = sampler.density(fixed.levels[-1][0])
@@ -152,6 +156,12 @@ class Pairs:
     def channels(self) -> tuple[int, int]:
         """The channels of fixed and moving values."""
         return self.fixed.channels(), self.moving.channels()
+
+    @property
+    def coarse(self) -> int:
+        """The coarsest level that shows enough to search, and to tell right from wrong."""
+        sides = [max(level.shape[1:-1]) for level in self.fixed.levels[: self.levels]]
+        return max([i for i, side in enumerate(sides) if side >= self._least], default=0)
 
     def voxel(self, level: int) -> float:
         """Return the largest voxel spacing of a level of the fixed image; of the image at -1."""

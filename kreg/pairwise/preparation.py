@@ -60,8 +60,12 @@ class Preparation:
 
 
 def mask_levels(mask: np.ndarray | None, count: int) -> list:
-    """Return the mask on each level, Nones where there is none."""
-    return [None] * count if mask is None else _pyramid(mask, count)
+    """Return the mask on each level, its largest weight 1, Nones where there is none."""
+    if mask is None:
+        return [None] * count
+    axes = tuple(range(1, mask.ndim))
+    # Weights are relative: a thin mask would fade from level to level, and overlap with it.
+    return [level / level.max(axis=axes, keepdims=True) for level in _pyramid(mask, count)]
 
 
 def _pyramid(image: np.ndarray, count: int, mask: np.ndarray | None = None) -> list[np.ndarray]:

@@ -30,12 +30,15 @@ class Progress:
         self._callbacks.on_train_begin()
 
     def step(self, stage: str, **logs: float | np.ndarray) -> None:
-        """Record one step; arrays (one value a pair) are averaged for bar and callbacks."""
+        """Record one step; arrays (one value a pair) are averaged for bar and callbacks.
+
+        A pair that takes no part in the step has NaN.
+        """
         self._callbacks.on_epoch_begin(self._done)
         self.history.setdefault("stage", []).append(stage)
         for name, value in logs.items():
             self.history.setdefault(name, []).append(value)
-        means = {name: float(np.mean(value)) for name, value in logs.items()}
+        means = {name: float(np.nanmean(value)) for name, value in logs.items()}
         self._done += 1
         if self._bar is not None:
             self._bar.target = max(self._bar.target, self._done)  # a stage that goes on
@@ -53,3 +56,27 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._done, finalize=True)
         self._callbacks.on_train_end()
+
+
+class OfPair:
+    """The progress of a batch, as steps of one of its pairs alone tell it.
+
+    Args:
+        progress: of the batch.
+        pair, count: which of how many pairs.
+    """
+
+    def __init__(self, progress: Progress, pair: int, count: int):
+        self._progress, self._pair, self._count = progress, pair, count
+
+    def step(self, stage: str, **logs: np.ndarray) -> None:
+        """Record one step: arrays of one value."""
+        spread = {name: np.full(self._count, np.nan) for name in logs}
+        for name, value in logs.items():
+            spread[name][self._pair] = value[0]
+        self._progress.step(stage, **spread)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback asked to stop."""
+        return self._progress.stopped

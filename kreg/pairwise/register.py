@@ -1,53 +1,59 @@
 """register(): find the transform that lays one moving image over one fixed image."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
+from kreg.groups import Group
+from kreg.pairwise.dense import Field, GaussNewton, deform
 from kreg.pairwise.descent import descend
 from kreg.pairwise.fisher import FisherScoring
-from kreg.pairwise.images import Image, as_mask, check_spacing
+from kreg.pairwise.images import IN_MEMORY, Image, as_mask, check_spacing
 from kreg.pairwise.pairs import Pairs, Side
 from kreg.pairwise.preparation import LocalNormalisation, Preparation
 from kreg.pairwise.progress import Progress
 from kreg.pairwise.result import Registration
 from kreg.pairwise.samplers import Sampler, UniformSampler
-from kreg.pairwise.schedule import AllLevels, Schedule
+from kreg.pairwise.schedule import AllLevels, CoarseToFine, Schedule, Stage
 from kreg.pairwise.scoring import Scoring
 from kreg.pairwise.search import MultiStart
-from kreg.pairwise.similarity import HistogramRatio, LogRatio, as_log_ratio
+from kreg.pairwise.similarity import GaussianRatio, HistogramRatio, LogRatio, as_log_ratio
 from kreg.pairwise.start import Start, find_start
 from kreg.pairwise.tiles import TILE_STEPS, refine_by_tiles, tile_rounds
-from kreg.pairwise.verdict import judge
-from kreg.transforms import Linear
+from kreg.pairwise.verdict import Ending, judge, judge_dense
+from kreg.transforms import Linear, Transform
 
 # Defaults: frozen, so that all calls may share them.
 _AFFINE = Linear()
-_HISTOGRAM = HistogramRatio()
+_HISTOGRAM, _GAUSSIAN = HistogramRatio(), GaussianRatio()
 _UNIFORM = UniformSampler()
 _SCORING = FisherScoring()
+_GAUSS_NEWTON = GaussNewton()
 _MULTI_START = MultiStart()
 _NORMALISED = LocalNormalisation()
+#: About the longest side of the coarsest level for displacements, and steps on each level.
+_COARSEST = 16
+_DENSE_SCHEDULE = CoarseToFine(steps=(6, 6, 6))
 
 
-def _matrices(start, pairs: Pairs, unit: float) -> np.ndarray:
+def _matrices(start, images: "_Images") -> np.ndarray:
     """The user's own start, world, as normalised matrices ``(pairs, D + 1, D + 1)``."""
-    size = pairs.dimensions + 1
+    size = images.dimensions + 1
     try:
         given = np.eye(size) if start is None else np.asarray(start, "float64")
     except (TypeError, ValueError):
         given = np.empty(0)
-    shapes = (size, size), (pairs.count, size, size)
+    shapes = (size, size), (images.count, size, size)
     fits = given.shape in shapes and np.isfinite(given).all()
     if not fits or not (np.linalg.det(given) * given[..., -1, -1]).all():
         raise ValueError(
             f"Expected `start` to be MultiStart(), None, or invertible matrices of shape "
             f"{shapes[0]} or {shapes[1]} whose last entry is not 0. Received: {start!r}."
         )
-    scale = np.diag([unit] * pairs.dimensions + [1.0])
-    given = np.linalg.inv(scale) @ np.broadcast_to(given, (pairs.count, size, size)) @ scale
+    scale = np.diag([images.unit] * images.dimensions + [1.0])
+    given = np.linalg.inv(scale) @ np.broadcast_to(given, (images.count, size, size)) @ scale
     return given / given[:, -1:, -1:]
 
 
@@ -75,22 +81,143 @@ def _check_kinds(**options: tuple[Any, Any]) -> None:
 
 
 def _of_pair(history: dict[str, list], pair: int) -> dict[str, list]:
-    """Return one pair's share of the history of a batch."""
+    """Return one pair's share of the history of a batch: the steps that it took part in."""
+    own = [not np.isnan(value[pair]) for value in history.get("motion", [])]
     return {
-        name: [float(value[pair]) if isinstance(value, np.ndarray) else value for value in values]
+        name: [
+            float(value[pair]) if isinstance(value, np.ndarray) else value
+            for value, took_part in zip(values, own, strict=True)
+            if took_part
+        ]
         for name, values in history.items()
     }
+
+
+class _Images:
+    """Both images of a batch of pairs, checked, and what makes `Pairs` of them."""
+
+    def __init__(self, images, masks, spacings, preparation, sampler, *, grey: bool):
+        self.fixed, self.moving = images
+        _check_pair(*images)
+        self.dimensions = len(self.fixed.shape)
+        self.count = max(self.fixed.batch, self.moving.batch)
+        self.single = self.fixed.single and self.moving.single
+        names = ("fixed", "moving")
+        self.masks = [
+            as_mask(mask, image, f"{name}_mask")
+            for mask, image, name in zip(masks, images, names, strict=True)
+        ]
+        self.spacings = [
+            check_spacing(spacing, self.dimensions, f"{name}_spacing")
+            for spacing, name in zip(spacings, names, strict=True)
+        ]
+        # The unit of the normalised world: half the longest side of the two images.
+        extents = [max(s * im.shape) for s, im in zip(self.spacings, images, strict=True)]
+        self.unit = max(extents) / 2
+        self._preparation, self._sampler = preparation, sampler
+        self._grey = grey or max(image.channels for image in images) == 1
+
+    def pairs(self, coarsest: int | None = None) -> tuple[Pairs, Pairs]:
+        """Return pairs of grey images, and of coloured ones where the similarity compares them."""
+        grey = self._made(True, coarsest)
+        return grey, grey if self._grey else self._made(False, coarsest)
+
+    def _made(self, grey: bool, coarsest: int | None) -> Pairs:
+        options = {"grey": grey, "preparation": self._preparation, "coarsest": coarsest}
+        fixed, moving = (
+            Side(image, mask, spacing / self.unit, **options)
+            for image, mask, spacing in zip(
+                (self.fixed, self.moving), self.masks, self.spacings, strict=True
+            )
+        )
+        return Pairs(fixed, moving, self._sampler)
+
+    def still(self, pairs: Pairs) -> Field:
+        """Return the displacement 0 on the coarsest level of the fixed images."""
+        shape = pairs.fixed.levels[pairs.levels - 1].shape[1:-1]
+        values = np.zeros((self.count, *shape, self.dimensions), "float32")
+        return Field(values, pairs.fixed.frames[pairs.levels - 1])
+
+    def to_world(self, matrix: np.ndarray) -> np.ndarray:
+        """Return a matrix of the normalised world in the units of the spacings."""
+        scale = np.diag([self.unit] * self.dimensions + [1.0])
+        return scale @ matrix @ np.linalg.inv(scale)
+
+
+class _Plan(NamedTuple):
+    """The stages of one part of a transform, none where it has no such part."""
+
+    pairs: Any
+    colour: Any
+    stages: list[Stage]
+
+
+def _plan(transform: Transform, similarity, schedule, optimizer, images: _Images):
+    """Return the plans of the linear and of the dense part."""
+    linear = dense = _Plan(None, None, [])
+    if transform.linear is not None:
+        pairs, colour = images.pairs()
+        own = schedule
+        if own is None or transform.dense is not None:
+            second_order = isinstance(optimizer, FisherScoring)
+            own = similarity.schedule if second_order else AllLevels(steps=300, samples=4096)
+        linear = _Plan(pairs, colour, own.stages(pairs.levels - 1))
+    if transform.dense is not None:
+        large = [image for image in (images.fixed, images.moving) if image.voxels > IN_MEMORY]
+        if large:
+            raise ValueError(
+                f"Expected images of at most {IN_MEMORY} voxels for a displacement; average "
+                "blocks of voxels first (`skimage.transform.downscale_local_mean`) and resize the "
+                f"result (`kreg.ops.resize`). Received: sizes {[image.shape for image in large]}."
+            )
+        pairs, colour = images.pairs(_COARSEST)
+        stages = (schedule or _DENSE_SCHEDULE).stages(pairs.levels - 1)
+        if any(len(stage.levels) != 1 for stage in stages):
+            raise ValueError(
+                "Expected a schedule of one level after another for a displacement, such as "
+                f"CoarseToFine(). Received: {schedule}."
+            )
+        dense = _Plan(pairs, colour, stages)
+    return linear, dense
+
+
+def _optimizers(transform: Transform, optimizer) -> tuple[Any, GaussNewton]:
+    """Return the optimizers of the linear and of the dense part, or raise ValueError."""
+    kinds: list[type] = []
+    if transform.linear is not None:
+        kinds += [FisherScoring, keras.optimizers.Optimizer]
+    if transform.dense is not None:
+        kinds.append(GaussNewton)
+    if optimizer is not None and not isinstance(optimizer, tuple(kinds)):
+        names = " or ".join(f"{kind.__module__.split('.')[0]}'s {kind.__name__}" for kind in kinds)
+        raise ValueError(
+            f"Expected `optimizer` to be an object of {names} for {transform}. "
+            f"Received: {optimizer!r}."
+        )
+    if isinstance(optimizer, GaussNewton):
+        return _SCORING, optimizer
+    return optimizer or _SCORING, _GAUSS_NEWTON
+
+
+def _climb(linear: _Plan, similarity, group: Group, optimizer, matrices, seed, progress):
+    """Yield the matrices after each step of the linear part."""
+    if isinstance(optimizer, FisherScoring):
+        scoring = Scoring(linear.colour, similarity, np.arange(len(matrices)), seed, progress)
+        return scoring.climb(matrices, group, linear.stages, optimizer)
+    return descend(
+        linear.colour, similarity, group, optimizer, linear.stages, matrices, seed, progress
+    )
 
 
 def register(
     fixed: Any,
     moving: Any,
     *,
-    transform: Linear = _AFFINE,
-    similarity: LogRatio | keras.losses.Loss = _HISTOGRAM,
+    transform: Transform = _AFFINE,
+    similarity: LogRatio | keras.losses.Loss | None = None,
     schedule: Schedule | None = None,
     sampler: Sampler = _UNIFORM,
-    optimizer: FisherScoring | keras.optimizers.Optimizer = _SCORING,
+    optimizer: FisherScoring | GaussNewton | keras.optimizers.Optimizer | None = None,
     start: MultiStart | np.ndarray | None = _MULTI_START,
     preparation: Preparation = _NORMALISED,
     fixed_mask: Any = None,
@@ -103,25 +230,31 @@ def register(
 ) -> Any:
     """Find T that maximises the similarity of fixed(x) and moving(T x), for one pair of images.
 
-    Nothing is learned beforehand. A global search at a coarse level makes large offsets harmless
-    (translations of 30 %, rotations of 45 degrees, scales of 0.7 to 1.4); then steps on random
-    samples, coarse to fine, climb the similarity. Time and memory depend on the samples, not on
-    the pixels; images beyond 8 million voxels are read in pieces (memory-mapped, zarr).
+    Nothing is learned beforehand. For linear transforms a global search at a coarse level makes
+    large offsets harmless (translations of 30 %, rotations of 45 degrees, scales of 0.7 to 1.4);
+    then steps on random samples, coarse to fine, climb the similarity: a step's time depends on the
+    samples, not on the pixels. Images beyond 8 million voxels are read in pieces (memory-mapped,
+    zarr), the last steps on tiles at full resolution, always by the histogram of grey values and
+    Fisher scoring. Displacements take all voxels, level after level.
 
     Args:
         fixed, moving: ``(*spatial)``, or ``(*spatial, channels)`` in 2-D, or batches of pairs
             ``(batch, *spatial, channels)``, which a volume with channels needs as well; an array
             of rank 3 has channels if its last axis is 4 or shorter, else it is a volume. Sizes,
             channels and grey values may differ.
-        transform: what is looked for: `kreg.transforms.Linear` of a group.
-        similarity: `kreg.pairwise.HistogramRatio` (the default), `CriticRatio` or
-            `GaussianRatio`; or the loss that goes with it: `kreg.losses.MutualInformation`,
-            `MINE`, `NCC`.
-        schedule: `kreg.pairwise.CoarseToFine` or `AllLevels`; what suits the similarity if None.
-        sampler: `kreg.pairwise.UniformSampler` or `EdgeSampler`.
-        optimizer: `kreg.pairwise.FisherScoring`, or any Keras optimizer.
+        transform: what is looked for: `kreg.transforms.Linear` of a group, `Dense`, or
+            `Composed` of both.
+        similarity: `kreg.pairwise.HistogramRatio`, `CriticRatio` or `GaussianRatio`; or the loss
+            that goes with it: `kreg.losses.MutualInformation`, `MINE` (of which the network's
+            widths and activation count), `NCC`. Where None, the histogram for the linear part
+            and, more exact where grey values go together, the Gaussian for a displacement.
+        schedule: `kreg.pairwise.CoarseToFine` or `AllLevels` (linear transforms alone); what
+            suits the similarity if None.
+        sampler: `kreg.pairwise.UniformSampler` or `EdgeSampler`, for linear transforms.
+        optimizer: `kreg.pairwise.FisherScoring` or any Keras optimizer for linear transforms,
+            `GaussNewton` for displacements; what suits the transform if None.
         start: `kreg.pairwise.MultiStart`, a matrix to start from (as in the result), or None for
-            the identity.
+            the identity. `Dense` alone keeps the matrix, and does not search.
         preparation: `kreg.pairwise.LocalNormalisation` or `Standardisation`.
         fixed_mask, moving_mask: weights of the voxels, of the spatial shape of their image.
         fixed_spacing, moving_spacing: distance of voxel centres along each axis; 1 where None.
@@ -133,93 +266,96 @@ def register(
     Returns:
         A `Registration`, or a list of them for batches. Its `trusted` and `reason` say whether to
         believe it: images without texture, or that hardly meet, or that fit no better than at
-        wrong places, are not trusted. An interrupt (Ctrl-C) returns the best transform so far.
+        wrong places, are not trusted. An interrupt (Ctrl-C) returns the last transform.
 
     Raises:
         ValueError: if ranks, sizes, masks or spacings do not fit, values are NaN or infinite, a
-            mask is empty, or the group does not exist in 3-D.
+            mask is empty, the group does not exist in 3-D, the optimizer is not one for the
+            transform, or a displacement is asked for of images beyond 8 million voxels.
     """
-    similarity = as_log_ratio(similarity)
+    similarities = (
+        (_HISTOGRAM, _GAUSSIAN) if similarity is None else (as_log_ratio(similarity),) * 2
+    )
     _check_kinds(
-        transform=(transform, Linear),
+        transform=(transform, Transform),
         schedule=(schedule, Schedule | None),
         sampler=(sampler, Sampler),
-        optimizer=(optimizer, FisherScoring | keras.optimizers.Optimizer),
         preparation=(preparation, Preparation),
     )
+    optimizers = _optimizers(transform, optimizer)
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
     for callback in callbacks:
         _check_kinds(callbacks=(callback, keras.callbacks.Callback))
-    images = [Image(fixed, "fixed"), Image(moving, "moving")]
-    _check_pair(*images)
-    dimensions = len(images[0].shape)
-    transform.group.generators(dimensions)  # raises where there is no such group
-    masks = [
-        as_mask(fixed_mask, images[0], "fixed_mask"),
-        as_mask(moving_mask, images[1], "moving_mask"),
-    ]
-    spacings = [
-        check_spacing(fixed_spacing, dimensions, "fixed_spacing"),
-        check_spacing(moving_spacing, dimensions, "moving_spacing"),
-    ]
-    # The unit of the normalised world: half the longest side of the two images.
-    unit = max(max(s * im.shape) for s, im in zip(spacings, images, strict=True)) / 2
-
-    def made(grey: bool) -> Pairs:
-        fixed_side, moving_side = (
-            Side(image, mask, spacing / unit, grey=grey, preparation=preparation)
-            for image, mask, spacing in zip(images, masks, spacings, strict=True)
-        )
-        return Pairs(fixed_side, moving_side, sampler)
-
-    pairs = made(grey=True)
-    colour = pairs
-    if not similarity.grey and max(image.channels for image in images) > 1:
-        colour = made(grey=False)
-    if schedule is None:
-        second_order = isinstance(optimizer, FisherScoring)
-        schedule = similarity.schedule if second_order else AllLevels(steps=300, samples=4096)
-    stages = schedule.stages(pairs.levels - 1)
-    rounds = tile_rounds(pairs)
-    total = sum(stage.steps + stage.pretraining for stage in stages) + len(rounds) * TILE_STEPS
+    images = _Images(
+        (Image(fixed, "fixed"), Image(moving, "moving")),
+        (fixed_mask, moving_mask),
+        (fixed_spacing, moving_spacing),
+        preparation,
+        sampler,
+        grey=all(one.grey for one in similarities),
+    )
+    group = None if transform.linear is None else transform.linear.group
+    if group is not None:
+        group.generators(images.dimensions)  # raises where there is no such group
+    linear, dense = _plan(transform, similarities[0], schedule, optimizers[0], images)
+    rounds = tile_rounds(linear.pairs) if linear.stages else []
+    total = sum(stage.steps for stage in linear.stages)
+    total += len(rounds) * TILE_STEPS + sum(stage.steps for stage in dense.stages)
     progress = Progress(total, callbacks, verbose)
-    start_given = not isinstance(start, MultiStart)
-    begin = Start(_matrices(start if start_given else None, pairs, unit), [None] * pairs.count)
-    matrices, interrupted = begin.matrices, False
+    given = None if isinstance(start, MultiStart) else start
+    begin = Start(_matrices(given, images), [None] * images.count)
+    matrices, field, interrupted = begin.matrices, None, False
     try:
-        if isinstance(start, MultiStart):
-            begin = find_start(pairs, start, transform.group, seed)
-            matrices = begin.matrices
-        if isinstance(optimizer, FisherScoring):
-            scoring = Scoring(colour, similarity, np.arange(pairs.count), seed, progress)
-            steps = scoring.climb(matrices, transform.group, stages, optimizer)
-        else:
-            steps = descend(
-                colour, similarity, transform.group, optimizer, stages, matrices, seed, progress
+        if group is not None:
+            if isinstance(start, MultiStart):
+                begin = find_start(linear.pairs, start, group, seed)
+                matrices = begin.matrices
+            climbing = _climb(
+                linear, similarities[0], group, optimizers[0], matrices, seed, progress
             )
-        for current in steps:
-            matrices = current  # step by step, so that an interrupt keeps the last one
+            for current in climbing:
+                matrices = current  # step by step, so that an interrupt keeps the last one
         for factor in rounds:
-            if not progress.stopped:
+            if group is not None and not progress.stopped:
                 matrices = refine_by_tiles(
-                    pairs, transform.group, matrices, factor, preparation, seed, progress
+                    linear.pairs, group, matrices, factor, preparation, seed, progress
                 )
+        if transform.dense is not None and not progress.stopped:
+            for field in deform(  # noqa: B007 - the last one is the result
+                dense.colour,
+                similarities[1],
+                transform.dense,
+                optimizers[1],
+                dense.stages,
+                matrices,
+                images.still(dense.pairs),
+                seed,
+                progress,
+            ):
+                pass
     except KeyboardInterrupt:
         interrupted = True
     progress.close()
-    verdicts = judge(pairs, begin, matrices, interrupted, seed)
-    scale = np.diag([unit] * dimensions + [1.0])
+    histories = [_of_pair(progress.history, pair) for pair in range(images.count)]
+    motion = [(history.get("motion") or [0.0])[-1] for history in histories]
+    ending = Ending(interrupted, motion)
+    if transform.dense is not None:
+        field = (field or images.still(dense.pairs)).whole(dense.pairs)
+        verdicts = judge_dense(dense.pairs, begin, matrices, field, ending, seed)
+    else:
+        verdicts = judge(linear.pairs, begin, matrices, ending, seed)
     results = [
         Registration(
-            matrix=scale @ matrix @ np.linalg.inv(scale),
-            history=_of_pair(progress.history, pair),
-            fixed_shape=images[0].shape,
-            fixed_spacing=tuple(spacings[0]),
-            moving_spacing=tuple(spacings[1]),
-            moving=images[1],
+            matrix=images.to_world(matrix),
+            field=None if field is None else field.values[pair],
+            history=histories[pair],
+            fixed_shape=images.fixed.shape,
+            fixed_spacing=tuple(images.spacings[0]),
+            moving_spacing=tuple(images.spacings[1]),
+            moving=images.moving,
             pair=pair,
             **verdict,
         )
         for pair, (matrix, verdict) in enumerate(zip(matrices, verdicts, strict=True))
     ]
-    return results[0] if images[0].single and images[1].single else results
+    return results[0] if images.single else results

@@ -1,9 +1,11 @@
 """What a pairwise registration returns."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.ndimage
 from keras import ops
 
 from kreg.ops.coordinates import centred_frame
@@ -11,6 +13,8 @@ from kreg.ops.interpolation import nearest_border, sample, zero_border
 from kreg.pairwise.blocks import carried
 from kreg.pairwise.images import Image
 
+#: Steps of the inverse of a displacement at points.
+_INVERSIONS = 50
 #: Voxels that are warped at once.
 _CHUNK = 2**22
 
@@ -21,12 +25,13 @@ class Registration:
 
     Attributes:
         matrix: homogeneous ``(D + 1, D + 1)``, fixed to moving points in centred world frames
-            (`kreg.ops.coordinates`).
+            (`kreg.ops.coordinates`): the linear part H of y = H (x + u(x)).
+        field: u, ``(*spatial, D)`` in voxels of the fixed image; None for a linear transform.
         similarity_before, similarity_after: mutual information in nats before and after.
         overlap: share of the fixed image's samples that fall inside the moving image.
         chance: what it must exceed, told from transforms that are wrong on purpose.
-        runner_up: similarity of the second best, different place of the global start, as a
-            share of the best; None without a global start.
+        runner_up: similarity of the best other place of the global start as a share of that of
+            the first; None without a global start, or where there was no other.
         trusted: the verdict.
         reason: why it is not trusted, or what speaks for it.
         history: name -> one value a step: "similarity", "overlap", "motion" (voxels), "stage".
@@ -40,16 +45,17 @@ class Registration:
     runner_up: float | None
     trusted: bool
     reason: str
-    history: dict[str, list] = field(repr=False)
+    history: dict[str, list] = dataclasses.field(repr=False)
     fixed_shape: tuple[int, ...]
     fixed_spacing: tuple[float, ...]
     moving_spacing: tuple[float, ...]
-    moving: Image = field(repr=False)
+    moving: Image = dataclasses.field(repr=False)
     pair: int = 0
+    field: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @property
     def voxel_matrix(self) -> np.ndarray:
-        """The same transform between voxel indices of the fixed and the moving image."""
+        """The linear part between voxel indices of the fixed and the moving image."""
         fixed = centred_frame(self.fixed_shape, self.fixed_spacing).astype("float64")
         moving = centred_frame(self.moving.shape, self.moving_spacing).astype("float64")
         matrix = np.linalg.inv(moving) @ self.matrix @ fixed
@@ -64,11 +70,22 @@ class Registration:
         Returns:
             ``(..., D)``, voxel indices of the moving image.
         """
-        return _apply(self.voxel_matrix, np.asarray(points, "float64"))
+        points = np.asarray(points, "float64")
+        if self.field is not None:
+            points = points + _at(self.field, points)
+        return _apply(self.voxel_matrix, points)
 
     def inverse_transform_points(self, points) -> np.ndarray:
-        """Return where points ``(..., D)`` of the moving image lie in the fixed image, voxels."""
-        return _apply(np.linalg.inv(self.voxel_matrix), np.asarray(points, "float64"))
+        """Return where points ``(..., D)`` of the moving image lie in the fixed image, voxels.
+
+        Through a displacement by fixed-point iteration: where it folds there is no inverse.
+        """
+        ends = _apply(np.linalg.inv(self.voxel_matrix), np.asarray(points, "float64"))
+        points = ends
+        if self.field is not None:
+            for _ in range(_INVERSIONS):
+                points = ends - _at(self.field, points)
+        return points
 
     def warp(self, image=None, *, sampler=sample, border=zero_border) -> np.ndarray:
         """Return an image that lies like the moving one, laid over the fixed one.
@@ -124,10 +141,23 @@ class Registration:
         return self.warp()
 
     def displacement(self) -> np.ndarray:
-        """Return u(x) = H x - x where both images have one grid: ``(*spatial, D)``, voxels."""
+        """Return where each voxel goes, less the voxel: T x - x, ``(*spatial, D)``, voxels.
+
+        For images on one grid: the displacement that `kreg.ops.warp` takes.
+        """
         grid = np.moveaxis(np.indices(self.fixed_shape, dtype="float32"), 0, -1)
         return (self.transform_points(grid) - grid).astype("float32")
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return carried(matrix, np.atleast_2d(points)).reshape(points.shape)
+
+
+def _at(field: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """u at points ``(..., D)``, between voxels linear, beyond the grid as at its border."""
+    coordinates = np.moveaxis(points, -1, 0)
+    components = [
+        scipy.ndimage.map_coordinates(component, coordinates, order=1, mode="nearest")
+        for component in np.moveaxis(field, -1, 0)
+    ]
+    return np.stack(components, axis=-1)

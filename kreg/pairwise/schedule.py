@@ -11,8 +11,9 @@ class Stage:
         levels: levels that are sampled at once, 0 the finest.
         steps: number of steps.
         samples: points drawn in all, anew every step.
-        pretraining: steps of a trained similarity alone, before.
-        rates: learning rate of a trained similarity, first and last.
+        pretraining: steps of a trained similarity alone, before; not with a Keras optimizer, which
+            moves transform and similarity at once.
+        rates: learning rate of a trained similarity, first and last; a Keras optimizer has its own.
     """
 
     levels: tuple[int, ...]

@@ -48,7 +48,7 @@ class Scoring:
         """Train the similarity alone."""
         compiled = scorer(self.similarity, group, self.pairs.dimensions)
         if self.state is None:
-            self.state = compiled.train_state(self.weights)
+            self.state = self.similarity.train_state(self.weights)
         for _ in range(stage.pretraining):
             draw = self._draw(stage.levels, stage.samples)
             rate = to_tensors(np.float32(stage.rates[0]))
@@ -61,7 +61,7 @@ class Scoring:
         """Return g, A, similarity and overlap of matrices, as arrays."""
         compiled = scorer(self.similarity, group, self.pairs.dimensions)
         if self.state is None:
-            self.state = compiled.train_state(self.weights)
+            self.state = self.similarity.train_state(self.weights)
         self.weights, self.state, *rest = compiled.step(
             self.weights,
             self.state,

@@ -16,6 +16,10 @@ from kreg.pairwise.blocks import Frame
 OVERLAP_POWER = 0.7
 
 
+#: The moving image may be this large, in voxels of the coarsest level of the fixed one.
+_CANVAS = 2**21
+
+
 class Candidate(NamedTuple):
     """A transform to start from: fixed to moving points, world, and its score."""
 
@@ -136,6 +140,13 @@ def _resampled(part: np.ndarray, frame: Frame, moving: Piece):
     half = moving.frame.spacing * (np.asarray(moving.values.shape) - 1) / 2  # world
     middle = moving.frame.origin + half
     extent = np.abs(np.linalg.inv(part)) @ half / frame.spacing  # voxels of the grid
+    if np.prod(2 * extent + 1) > _CANVAS:
+        raise ValueError(
+            "Expected images of comparable extent for a global start: at most "
+            f"{_CANVAS} voxels of the fixed image's coarsest level. Received: a moving image of "
+            f"{(2 * extent).round().astype(int).tolist()} of them; check the spacings, crop it, or "
+            "pass `start=None`."
+        )
     shape = 2 * np.ceil(extent).astype(int) + 1
     matrix = np.eye(dimensions + 1)
     matrix[:-1, :-1] = part * frame.spacing

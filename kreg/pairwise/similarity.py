@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kreg import backend
 from kreg.losses.mine import MINE, Critic, donsker_varadhan
 from kreg.losses.mutual_information import MutualInformation
 from kreg.losses.ncc import NCC
@@ -44,6 +45,36 @@ class LogRatio:
     def objective(self, weights: list, fixed, moving, inside):
         """Return ``(batch,)``, to be minimised by the weights."""
         raise NotImplementedError(f"{type(self).__name__} has no weights to train.")
+
+    def train_state(self, weights: list) -> list:
+        """Return the state of Adam for fresh weights: the steps done, and two moments of each."""
+        if not self.trained:
+            return []
+        zeros = [ops.zeros_like(weight) for weight in weights]
+        return [ops.zeros(()), zeros, zeros]
+
+    def learn(self, weights: list, state: list, rate, fixed, moving, inside):
+        """Return weights and state after one step of Adam, and the similarity before it."""
+
+        def total(weights):
+            values = self.objective(weights, fixed, moving, inside)
+            return ops.sum(values), values
+
+        (_, values), gradients = backend.value_and_gradients(total, weights)
+        # Adam (Kingma & Ba, 2015), as a function of its state, which Keras's is not everywhere.
+        first, second = 0.9, 0.99
+        count, means, squares = state
+        count = count + 1
+        means = [first * m + (1 - first) * g for m, g in zip(means, gradients, strict=True)]
+        squares = [
+            second * v + (1 - second) * g**2 for v, g in zip(squares, gradients, strict=True)
+        ]
+        rate = rate * ops.sqrt(1 - second**count) / (1 - first**count)
+        moved = [
+            w - rate * m / (ops.sqrt(v) + 1e-7)
+            for w, m, v in zip(weights, means, squares, strict=True)
+        ]
+        return moved, [count, means, squares], -values
 
     def log_ratio(self, weights: list, fixed, moving, inside):
         """Return T ``(batch, n)``, differentiable in `moving`, and the similarity ``(batch,)``.

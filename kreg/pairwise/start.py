@@ -47,7 +47,7 @@ def find_start(pairs: Pairs, start: MultiStart, group: Group, seed: int) -> Star
         if index == 1:
             candidates = _varied(candidates, start.keep, small, pairs, coarsest, generator)
         candidates, scores = _refined(pairs, candidates, one, start.overlap, seed)
-    return Start(candidates[:, 0], [float(s[1] / s[0]) if s[0] > 0 else 0.0 for s in scores])
+    return Start(candidates[:, 0], scores)
 
 
 class _Round(NamedTuple):
@@ -61,7 +61,12 @@ class _Round(NamedTuple):
 
 
 def _refined(pairs: Pairs, candidates, one: _Round, overlap_limit: float, seed: int):
-    """Return the best distinct candidates ``(pairs, keep, ...)`` and the two best scores."""
+    """Return the best distinct candidates ``(pairs, keep, ...)``, and the runner-up of each pair.
+
+    That is the information of the best other place as a share of that of the first, whatever
+    the overlap: a pattern that repeats fits as well one period on, only with less of it. None
+    where nothing fits, or there is no other place to compare with.
+    """
     owner = np.repeat(np.arange(pairs.count), candidates.shape[1])
     scoring = Scoring(pairs, COARSE, owner, seed)
     stage = Stage((one.level,), one.steps, one.samples)
@@ -69,17 +74,20 @@ def _refined(pairs: Pairs, candidates, one: _Round, overlap_limit: float, seed: 
     # What counts is the last step: the matrices before it, and how they scored.
     *_, (_, scored, similarity, overlap) = scoring.steps(flat, one.group, stage, FisherScoring())
     bias = COARSE.bias(one.samples * np.maximum(overlap, 0.1))
-    score = np.maximum(similarity - bias, 0) * overlap**OVERLAP_POWER
-    score = np.where(overlap >= overlap_limit, score, 0).reshape(pairs.count, -1)
+    information = np.where(overlap >= overlap_limit, np.maximum(similarity - bias, 0), 0)
+    score = (information * overlap**OVERLAP_POWER).reshape(pairs.count, -1)
+    information = information.reshape(pairs.count, -1)
     refined = scored.reshape(candidates.shape)
     distance = pairs.voxel(one.level)
-    kept, scores = [], []
-    for matrices, values in zip(refined, score, strict=True):
+    kept, runners_up = [], []
+    for matrices, values, fit in zip(refined, score, information, strict=True):
         order = _distinct(matrices, values, pairs.corners, distance)
         kept.append(matrices[(order * one.keep)[: one.keep]])
         far = _distinct(matrices, values, pairs.corners, 4 * distance)
-        scores.append((values[far[0]], values[far[1]] if len(far) > 1 else 0.0))
-    return np.stack(kept), scores
+        others = fit[far[1:]]
+        known = len(others) and fit[far[0]] > 0
+        runners_up.append(float(min(others.max() / fit[far[0]], 1)) if known else None)
+    return np.stack(kept), runners_up
 
 
 def _varied(candidates, count: int, group: Group, pairs: Pairs, level: int, generator):
@@ -98,8 +106,7 @@ def _varied(candidates, count: int, group: Group, pairs: Pairs, level: int, gene
 def _piece(side: Side, pair: int, level: int) -> Piece:
     mask = side.masks[level]
     pair = pair if len(side.levels[level]) > 1 else 0
-    # At most 1: on coarse levels a thin mask has small weights only.
-    weight = None if mask is None else mask[pair, ..., 0] / mask[pair].max()
+    weight = None if mask is None else mask[pair, ..., 0]
     return Piece(side.levels[level][pair, ..., 0], weight, side.frames[level])
 
 

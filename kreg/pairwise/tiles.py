@@ -11,7 +11,7 @@ from kreg.pairwise.fisher import FisherScoring
 from kreg.pairwise.images import block_mean
 from kreg.pairwise.pairs import Pairs, Seed, Side, reduced_frame
 from kreg.pairwise.preparation import Preparation
-from kreg.pairwise.progress import Progress
+from kreg.pairwise.progress import OfPair, Progress
 from kreg.pairwise.schedule import Stage
 from kreg.pairwise.scoring import Scoring
 from kreg.pairwise.similarity import HistogramRatio
@@ -51,11 +51,14 @@ def refine_by_tiles(
         tiles = Tiles(pairs, pair, matrices[pair], factor, preparation)
         if not tiles.found:
             continue  # flat everywhere, or no overlap: the verdict says so
-        scoring = Scoring(tiles, HistogramRatio(), [0], seed, progress)
+        own = OfPair(progress, pair, pairs.count)
+        scoring = Scoring(tiles, HistogramRatio(), [0], seed, own)
         stage = Stage((0,), TILE_STEPS, _SAMPLES)
         name = f"tiles 1/{factor}"
         start = matrices[pair : pair + 1]
         *_, (refined[pair],) = scoring.climb(start, group, [stage], FisherScoring(), name)
+        if progress.stopped:
+            break
     return refined
 
 
@@ -85,7 +88,7 @@ class Tiles:
         self.dimensions = pairs.dimensions
         self.corners = pairs.corners
         self._finest = pairs.voxel(-1)
-        self._frame = reduced_frame(pairs.fixed.frame, factor)
+        self._frame = reduced_frame(pairs.fixed.frame, factor, pairs.fixed.image.shape)
         side = round(_VOXELS ** (1 / self.dimensions))
         partner = side + side // 2
         # Half a tile of margin where local averages are not whole: nothing is drawn there.
@@ -148,23 +151,28 @@ def _centres(side: Side, pair: int) -> np.ndarray:
 
 
 def _tile(side: Side, pair: int, centre: np.ndarray, size: int, factor: int) -> Block:
-    """Read the tile around a world point, averaged over `factor` voxels."""
-    frame = reduced_frame(side.frame, factor)
+    """Read the tile around a world point, averaged over `factor` voxels, and its mask."""
+    frame = reduced_frame(side.frame, factor, side.image.shape)
     shape = np.maximum(np.asarray(side.image.shape) // factor, 1)
     sizes = np.minimum(size, shape)
     start = np.round(frame.to_voxels(centre) - (sizes - 1) / 2).astype(int)
     start = np.clip(start, 0, shape - sizes)
     slices = [slice(a * factor, (a + n) * factor) for a, n in zip(start, sizes, strict=True)]
     values = block_mean(side.image.read(*slices), factor).mean(axis=-1, keepdims=True)
-    values = values[pair if len(values) > 1 else 0][None]
-    return Block(values, Frame(frame.spacing, frame.to_world(start)))
+    weight = np.ones_like(values)
+    if side.mask is not None:
+        weight = block_mean(side.mask.read(*slices), factor)
+    both = [part[pair if len(part) > 1 else 0] for part in (values, weight)]
+    return Block(np.concatenate(both, axis=-1)[None], Frame(frame.spacing, frame.to_world(start)))
 
 
 def _prepared(tiles: list[Block], preparation: Preparation, longest: float) -> Blocks:
-    """Tiles normalised as parts of an image of `longest` voxels, with masks of ones, as blocks."""
+    """Tiles normalised as parts of an image of `longest` voxels, with their masks, as blocks."""
     batch = np.concatenate([tile.values for tile in tiles])
-    batch = preparation.normalise(batch, None, longest)
+    batch, weight = batch[..., :1], batch[..., 1:]
+    batch = preparation.normalise(batch, weight, longest)
     # Clipped all alike: as one image.
-    flat = preparation.clipped(batch.reshape(1, -1, *batch.shape[2:]), None).reshape(batch.shape)
-    values = np.concatenate([flat, np.ones_like(flat)], axis=-1)
+    joined = [part.reshape(1, -1, *part.shape[2:]) for part in (batch, weight)]
+    flat = preparation.clipped(*joined).reshape(batch.shape)
+    values = np.concatenate([flat, weight], axis=-1)
     return Blocks([Block(v[None], tile.frame) for v, tile in zip(values, tiles, strict=True)])

@@ -1,8 +1,13 @@
 """The verdict: does a transform fit better than transforms that are wrong on purpose?"""
 
+from typing import NamedTuple
+
 import numpy as np
+from keras import ops
 
 from kreg.groups import Group, Similarity
+from kreg.ops.displacement import jacobian_determinant
+from kreg.pairwise.dense import Field, deformed
 from kreg.pairwise.fisher import exponential
 from kreg.pairwise.pairs import Pairs
 from kreg.pairwise.scoring import Scoring
@@ -20,22 +25,31 @@ _CLEAR_DEVIATIONS = 6.0
 _AMBIGUOUS = 0.9
 #: Fewer wrong places say nothing about chance.
 _ENOUGH = 4
+#: Voxels that a corner may move in the last step, and still count as found.
+_RESTLESS = 1.0
 #: Lengths may shrink or grow by this factor at most.
 _STRETCH = 4.0
 
 
-def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) -> list[dict]:
+class Ending(NamedTuple):
+    """How a registration came to its end."""
+
+    interrupted: bool
+    motion: list[float]  # of each pair in its last step, voxels
+
+
+def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> list[dict]:
     """Return, for each pair, what a `Registration` says of its transform.
 
     Args:
         pairs: what was registered.
         start: where it began.
         matrices: normalised, ``(pairs, D + 1, D + 1)``.
-        interrupted: whether the user stopped it.
+        ending: how it ended.
         seed: of the transforms that are wrong on purpose.
     """
     wrong = _displaced(matrices, pairs, np.random.default_rng(seed))
-    similarity, overlap = _scores(pairs, wrong, pairs.levels - 1, _SAMPLES, seed)
+    similarity, overlap = _scores(pairs, wrong, pairs.coarse, _SAMPLES, seed)
     fine = np.stack([matrices, np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)], 1)
     fine = np.repeat(fine, 4, axis=1)  # as many as the finalists of a start: compiled already
     after, share = _scores(pairs, fine, 0, 4096, seed)
@@ -54,7 +68,9 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
         elif not (pairs.moving.textured[pair % len(pairs.moving.textured)]):
             reason = "the moving image has no texture"
         elif (stretch := _stretch(matrices[pair], pairs.corners)) > _STRETCH:
-            reason = f"the matrix is degenerate: it changes lengths by a factor of {stretch:.3g}"
+            reason = "the matrix is degenerate: it mirrors, or sends points to infinity"
+            if np.isfinite(stretch):
+                reason = f"the matrix is degenerate: it changes lengths {stretch:.3g} times"
         elif overlap[pair, 0] < _OVERLAP:
             reason = f"the images hardly meet: only {overlap[pair, 0]:.0%} overlap"
         elif not known:
@@ -63,9 +79,13 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
             reason = f"the similarity, {found:.3g}, is not above chance, {limit:.3g}"
         elif runner_up is not None and runner_up > _AMBIGUOUS:
             reason = f"another place fits almost as well: {runner_up:.0%} of the similarity"
-        trusted = reason is None and not interrupted
-        if interrupted:
-            reason = "interrupted: the best transform so far" + (f"; {reason}" if reason else "")
+        elif after[pair, 0] < 0.9 * after[pair, 4] - 0.01:
+            reason = f"the similarity fell, from {after[pair, 4]:.3g} to {after[pair, 0]:.3g}"
+        elif ending.motion[pair] > _RESTLESS:
+            reason = f"it still moved by {ending.motion[pair]:.2g} voxels in its last step"
+        trusted = reason is None and not ending.interrupted
+        if ending.interrupted:
+            reason = "interrupted: the last transform" + (f"; {reason}" if reason else "")
         verdicts.append(
             {
                 "similarity_before": max(float(after[pair, 4]), 0.0),
@@ -77,6 +97,36 @@ def judge(pairs: Pairs, start: Start, matrices, interrupted: bool, seed: int) ->
                 "reason": reason or f"{margin:.0f} standard deviations above wrong places",
             }
         )
+    return verdicts
+
+
+def judge_dense(
+    pairs: Pairs, start: Start, matrices, field: Field, ending: Ending, seed: int
+) -> list[dict]:
+    """Return, for each pair, what a `Registration` says of its displacement.
+
+    The warped image stands in for the moving one, which it should fit as it is.
+
+    Args:
+        pairs: what was registered.
+        start: where the linear part began.
+        matrices: its linear part, normalised.
+        field: its displacement, on the voxels of the fixed images.
+        ending: how it ended.
+        seed: of the transforms that are wrong on purpose.
+    """
+    still = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
+    before, _ = _scores(pairs, still[:, None], 0, 4096, seed)
+    verdicts = judge(deformed(pairs, matrices, field), start, still, ending, seed)
+    volumes = ops.convert_to_numpy(jacobian_determinant(field.values))
+    for pair, (verdict, volume) in enumerate(zip(verdicts, volumes, strict=True)):
+        verdict["similarity_before"] = max(float(before[pair, 0]), 0.0)
+        if folds := np.mean(volume <= 0):
+            verdict["trusted"] = False
+            verdict["reason"] = f"the displacement folds at {folds:.2%} of the voxels"
+        elif (stretch := _stretch(matrices[pair], pairs.corners)) > _STRETCH:
+            verdict["trusted"] = False
+            verdict["reason"] = f"the matrix is degenerate: it changes lengths {stretch:.3g} times"
     return verdicts
 
 

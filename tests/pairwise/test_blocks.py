@@ -145,7 +145,7 @@ def test_averaged_images_keep_their_place(monkeypatch, shape):
     expected = side.frames[0].to_world(grid(side.levels[0].shape[1:-1])) @ slope
     np.testing.assert_allclose(side.levels[0][0, ..., 0], expected, atol=1e-3)
     np.testing.assert_allclose(
-        reduced_frame(side.frame, side.factor).matrix(), side.frames[0].matrix()
+        reduced_frame(side.frame, side.factor, shape).matrix(), side.frames[0].matrix()
     )
 
 

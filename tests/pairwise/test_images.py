@@ -67,7 +67,7 @@ def test_reads_a_part_of_an_array_that_is_not_in_memory():
     assert lazy.largest == part.size
 
 
-@pytest.mark.parametrize("shape", [(11, 14), (2, 11, 14, 3), (7, 9, 10), (2, 9, 1, 6, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(11, 14), (2, 11, 14, 3), (7, 9, 10), (2, 9, 2, 6, 1)], ids=str)
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_means_over_blocks_leave_out_the_remainder(shape, factor):
     image = Image(np.random.default_rng(0).normal(size=shape), "fixed")
@@ -89,7 +89,7 @@ def test_means_over_blocks_leave_out_the_remainder(shape, factor):
         (np.zeros((0, 9)), r"not empty.*Received: shape \(0, 9\)"),
         (np.zeros((9, 9), complex), r"real numbers.*Received: dtype complex128"),
         (np.full((9, 9), "a"), r"real numbers.*Received: dtype str"),
-        (np.zeros((3, 2)), r"at least 4 voxels.*Received: shape \(3, 2\)"),
+        (np.zeros((3, 2)), r"at least 2 voxels.* 4 along.*Received: shape \(3, 2\)"),
     ],
 )
 def test_refuses_what_is_no_image(array, message):

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 
 from kreg.pairwise.start import Start
-from kreg.pairwise.verdict import _displaced, _stretch, judge
+from kreg.pairwise.verdict import Ending, _displaced, _stretch, judge
 from tests.pairwise.scenes import photograph, rendered, transformed, turned
 from tests.pairwise.test_start import CORNERS, SIZE, normalised, pairs_of
 
 TRUTH = turned(6, shift=(3, -4))
 
 
-def verdict(matrix, *, images=None, runner_up=None, interrupted=False):
+def verdict(matrix, *, images=None, runner_up=None, interrupted=False, motion=0.1):
     if images is None:
         images = rendered(photograph(), SIZE), rendered(photograph(), SIZE, TRUTH)
     matrices = normalised(matrix)[None]
-    (found,) = judge(pairs_of(*images), Start(matrices, [runner_up]), matrices, interrupted, seed=0)
+    ending = Ending(interrupted, [motion])
+    (found,) = judge(pairs_of(*images), Start(matrices, [runner_up]), matrices, ending, seed=0)
     return found
 
 
@@ -41,10 +42,11 @@ def edge(shape):
         (np.eye(3), {"images": (rendered(photograph(), SIZE), edge(SIZE))}, "moving.*no texture"),
         (turned(0, shift=(52, 0)), {}, "hardly meet: only"),
         (turned(0, shift=(500, 0)), {}, "hardly meet: only 0%"),
-        (turned(0, scale=0.2), {}, "degenerate.*by a factor of 5"),
-        (np.diag([1.0, -1, 1]), {}, "degenerate"),
-        (turned(0, projection=(-0.04, 0)), {}, "degenerate.*inf"),
+        (turned(0, scale=0.2), {}, "degenerate.*lengths 5 times"),
+        (np.diag([1.0, -1, 1]), {}, "degenerate.*mirrors"),
+        (turned(0, projection=(-0.04, 0)), {}, "degenerate.*infinity"),
         (np.full((3, 3), np.nan), {}, "degenerate"),
+        (TRUTH, {"motion": 3.0}, "still moved by 3 voxels"),
         (TRUTH, {"runner_up": 0.95}, "another place fits almost as well: 95%"),
     ],
     ids=str,
@@ -56,7 +58,7 @@ def test_everything_else_is_not_for_a_reason(matrix, options, reason):
 
 
 def test_an_interrupt_is_never_trusted():
-    assert verdict(TRUTH, interrupted=True)["reason"].startswith("interrupted: the best")
+    assert verdict(TRUTH, interrupted=True)["reason"].startswith("interrupted: the last")
     both = verdict(turned(0, shift=(500, 0)), interrupted=True)
     assert not both["trusted"]
     assert "interrupted" in both["reason"]
@@ -104,3 +106,11 @@ def test_the_stretch_is_that_of_differences():
             worst = max(worst, values.max(), 1 / values.min())
         assert _stretch(matrix / matrix[2, 2], CORNERS) == pytest.approx(worst, rel=1e-4)
     assert _stretch(turned(70, shift=(9, 9)), CORNERS) == pytest.approx(1)
+
+
+def test_what_fits_worse_than_the_identity_is_not_trusted():
+    image = rendered(photograph(), SIZE)
+    found = verdict(turned(1.5, shift=(1, -1)), images=(image, image))
+    assert not found["trusted"]
+    assert re.search("the similarity fell, from .* to", found["reason"])
+    assert found["similarity_after"] < found["similarity_before"]
