@@ -28,10 +28,12 @@ class RegistrationModel(keras.Model):
                       loss_weights={"warped": 1.0, "displacement": 0.01})
         model.fit(pairs)  # yields {"moving": ..., "fixed": ...}
 
-    Where no targets are given, outputs whose name begins with ``"warped"`` are compared with
-    ``"fixed"``, any other output with zeros (which kreg's losses on fields ignore). A ``"mask"``
-    in the inputs, ``(batch, *spatial[, 1])``, weights the voxels of the fixed image in the losses
-    on ``"warped"`` (and in metrics given as `weighted_metrics`).
+    Where no targets are given, an output ``"warped_X"`` is compared with ``"fixed_X"`` of the
+    same data (which need not be an input of the model), any other whose name begins with
+    ``"warped"`` with ``"fixed"``; points of the fixed image that the model has carried over,
+    ``"X"``, with ``"moving_X"``; all else with zeros (which kreg's losses on fields ignore). A
+    ``"mask"`` in the data, ``(batch, *spatial[, 1])``, weights the voxels of the fixed image in
+    the losses on ``"warped"`` (and in metrics given as `weighted_metrics`).
 
     A loss with a network of its own (`kreg.losses.MINE`) is trained beside the model, which keeps
     the network among its weights, in files too.
@@ -42,7 +44,8 @@ class RegistrationModel(keras.Model):
 
     Raises:
         ValueError: if there are no inputs "moving" and "fixed"; when fitted, if the images are
-            integers, or `fixed` and `warped` differ in size.
+            integers, `fixed` and `warped` differ in size, or an input such as "moving_labels"
+            comes without its partner "fixed_labels".
     """
 
     def __init__(self, *args, **kwargs):
@@ -106,15 +109,29 @@ class RegistrationModel(keras.Model):
     def _targets(self, x, y, y_pred):
         if y is not None or not isinstance(y_pred, dict):
             return y
+        targets = {name: self._target(x, name) for name in y_pred}
         for name in filter(_is_warped, y_pred):
-            fixed, warped = x["fixed"], y_pred[name]
+            fixed, warped = targets[name], y_pred[name]
             if self._takes_any_channels(name):
                 fixed, warped = fixed[..., :1], warped[..., :1]
-            check_same_size(fixed, warped, ("fixed", name))
+            check_same_size(fixed, warped, ("fixed" + name.removeprefix("warped"), name))
         return {
-            name: x["fixed"] if _is_warped(name) else ops.zeros_like(output)
-            for name, output in y_pred.items()
+            name: ops.zeros_like(y_pred[name]) if target is None else target
+            for name, target in targets.items()
         }
+
+    def _target(self, x, name):
+        """Return what an output is compared with, None where it has no partner in the data."""
+        kind = name.removeprefix("warped") if _is_warped(name) else f"_{name}"
+        own, partner = ("moving", "fixed") if _is_warped(name) else ("fixed", "moving")
+        if partner + kind in x:
+            return x[partner + kind]
+        if own + kind in self._inputs_struct:
+            raise ValueError(
+                f'Expected "{partner + kind}" in the data, which the output "{name}" is compared '
+                f'with. Received: "{own + kind}" without it, in {list(x)}.'
+            )
+        return x["fixed"] if _is_warped(name) else None
 
     def _takes_any_channels(self, name):
         loss = self.loss.get(name) if isinstance(self.loss, dict) else self.loss

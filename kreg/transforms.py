@@ -1,6 +1,6 @@
 """Transforms that `kreg.register` can find."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kreg.groups import Affine, Group
 
@@ -50,7 +50,8 @@ class Dense(Transform):
     differences and of u itself, in units of what the images have to say on average.
 
     Args:
-        spacing: of the control points, in voxels of each level: u cannot vary faster.
+        spacing: of the control points, in voxels of the image: u cannot vary faster. On coarser
+            levels it is the same distance, but not below 8 of their voxels where it is more.
         elastic: how much the whole displacement resists: high for smooth, small motion.
         fluid: how much each step resists, with nothing kept of what was before: a small
             `elastic` and a large `fluid` follow large deformation without folding.
@@ -59,8 +60,8 @@ class Dense(Transform):
         ValueError: if `spacing` is below 1, a weight negative, or both are 0.
     """
 
-    spacing: float = 8.0
-    elastic: float = 1e-3
+    spacing: float = 12.0
+    elastic: float = 2e-3
     fluid: float = 1e-3
 
     def __post_init__(self):
@@ -75,6 +76,10 @@ class Dense(Transform):
     def dense(self) -> "Dense":
         """Itself."""
         return self
+
+    def at(self, factor: float) -> "Dense":
+        """Return the same in voxels of a level that are `factor` times as large."""
+        return replace(self, spacing=min(self.spacing, max(self.spacing / factor, 8.0)))
 
 
 @dataclass(frozen=True)

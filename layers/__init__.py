@@ -8,11 +8,14 @@ if __name__ != "kreg.layers":
 
 from kreg.layers.bspline_field import BSplineField
 from kreg.layers.compose_displacements import ComposeDisplacements
+from kreg.layers.compose_linear import ComposeLinear
 from kreg.layers.crop_like import CropLike
 from kreg.layers.depth_to_space import DepthToSpace
+from kreg.layers.displace_points import DisplacePoints
 from kreg.layers.gaussian_pyramid import GaussianPyramid
 from kreg.layers.integrate_velocity import IntegrateVelocity
 from kreg.layers.matrix_exp_affine import MatrixExpAffine
+from kreg.layers.matrix_to_displacement import MatrixToDisplacement
 from kreg.layers.resize_displacement import ResizeDisplacement
 from kreg.layers.spatial_transformer import SpatialTransformer
 from kreg.layers.standardise import Standardise
@@ -21,11 +24,14 @@ from kreg.layers.thin_plate_spline import ThinPlateSpline
 __all__ = [
     "BSplineField",
     "ComposeDisplacements",
+    "ComposeLinear",
     "CropLike",
     "DepthToSpace",
+    "DisplacePoints",
     "GaussianPyramid",
     "IntegrateVelocity",
     "MatrixExpAffine",
+    "MatrixToDisplacement",
     "ResizeDisplacement",
     "SpatialTransformer",
     "Standardise",

@@ -100,11 +100,14 @@ API = {
     "kreg.layers": [
         "BSplineField",
         "ComposeDisplacements",
+        "ComposeLinear",
         "CropLike",
         "DepthToSpace",
+        "DisplacePoints",
         "GaussianPyramid",
         "IntegrateVelocity",
         "MatrixExpAffine",
+        "MatrixToDisplacement",
         "ResizeDisplacement",
         "SpatialTransformer",
         "Standardise",
@@ -167,8 +170,12 @@ API = {
     "kreg.models": [
         "DenseHead",
         "VelocityHead",
+        "affine_dense",
+        "affine_net",
+        "dirnet",
         "encoder_decoder",
         "two_pass",
+        "voxelmorph",
     ],
     "kreg.ops": [
         "box_filter",

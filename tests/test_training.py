@@ -7,7 +7,15 @@ import kreg
 from kreg import RegistrationModel
 from kreg.data import ArrayPairs
 from kreg.layers import SpatialTransformer
-from kreg.losses import NCC, Diffusion, Folding, LocalNCC, WeightedSum
+from kreg.losses import (
+    NCC,
+    Diffusion,
+    Folding,
+    LandmarkDistance,
+    LocalNCC,
+    SoftDice,
+    WeightedSum,
+)
 from kreg.losses.mine import MINE
 from tests.fresh_process import Saved, in_fresh_process
 
@@ -133,6 +141,82 @@ def test_any_output_named_warped_is_compared_with_the_fixed_image():
     assert losses["warped_coarse_loss"] == pytest.approx(expected, rel=1e-4)
     expected = np.mean((2 * images["moving"]) ** 2)  # against zeros
     assert losses["other_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+# --- annotations ---
+
+
+def annotated_model():
+    """It moves nothing, but doubles labels and points, each of them an input and an output."""
+    shapes = {
+        "moving": (8, 10, 1),
+        "fixed": (8, 10, 1),
+        "moving_labels": (8, 10, 3),
+        "fixed_points": (5, 2),
+    }
+    inputs = {name: keras.Input(shape, name=name) for name, shape in shapes.items()}
+    outputs = {
+        "warped": inputs["moving"],
+        "warped_labels": keras.layers.Rescaling(2.0)(inputs["moving_labels"]),
+        "points": keras.layers.Rescaling(2.0)(inputs["fixed_points"]),
+    }
+    model = RegistrationModel(inputs, outputs)
+    model.compile(loss=dict.fromkeys(outputs, "mean_squared_error"))
+    return model
+
+
+def annotations():
+    rng = np.random.default_rng(1)
+    labels = {
+        f"{name}_labels": rng.random((8, 8, 10, 3), "float32") for name in ("moving", "fixed")
+    }
+    points = {f"{name}_points": rng.random((8, 5, 2), "float32") for name in ("moving", "fixed")}
+    return {**pairs((8, 10)), **labels, **points}
+
+
+def test_annotations_are_compared_with_their_partners():
+    data = annotations()
+    model = annotated_model()
+    expected = {
+        "warped_loss": data["moving"] - data["fixed"],
+        "warped_labels_loss": 2 * data["moving_labels"] - data["fixed_labels"],
+        "points_loss": 2 * data["fixed_points"] - data["moving_points"],
+    }
+    losses = model.evaluate(data, return_dict=True, verbose=0)
+    for name, difference in expected.items():
+        assert losses[name] == pytest.approx(np.mean(difference**2), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("partner", "given"), [("fixed_labels", "moving_labels"), ("moving_points", "fixed_points")]
+)
+def test_refuses_annotations_without_their_partner(partner, given):
+    data = annotations()
+    del data[partner]
+    model = annotated_model()
+    assert set(model.predict(data, verbose=0)) == {"warped", "warped_labels", "points"}
+    with pytest.raises(ValueError, match=rf'Expected "{partner}".*Received: "{given}"'):
+        model.evaluate(data, verbose=0)
+
+
+def test_refuses_annotations_of_another_size():
+    data = annotations()
+    data["fixed_labels"] = data["fixed_labels"][..., :2]
+    with pytest.raises(ValueError, match=r"`fixed_labels` and `warped_labels` of equal shape"):
+        annotated_model().evaluate(data, verbose=0)
+
+
+def test_a_mask_weights_warped_labels_and_no_points():
+    data = annotations()
+    data["mask"] = (np.random.default_rng(2).random((8, 8, 10)) < 0.5).astype("float32")
+    model = annotated_model()
+    model.compile(loss={"warped": NCC(), "warped_labels": SoftDice(), "points": LandmarkDistance()})
+    losses = model.evaluate(data, return_dict=True, verbose=0)
+    mask = ops.convert_to_tensor(data["mask"])
+    expected = SoftDice()(data["fixed_labels"], 2 * data["moving_labels"], mask)
+    assert losses["warped_labels_loss"] == pytest.approx(float(expected), rel=1e-3)
+    distances = LandmarkDistance()(data["moving_points"], 2 * data["fixed_points"])
+    assert losses["points_loss"] == pytest.approx(float(distances), rel=1e-3)
 
 
 def test_metrics_see_the_fixed_image_too():

@@ -25,9 +25,9 @@ from kreg.transforms import Dense
 #: Besides bending: the share of first differences, and that of the displacement itself, which
 #: keep it from running away where the images say nothing, as beyond the moving image.
 _MEMBRANE, _ANCHOR = 0.3, 0.3
-#: Voxels closer than this to the moving image's edge do not count: what comes from beyond is
-#: no longer the image.
-_EDGE = 1.5
+#: Large images: voxels this close to the moving image's edge do not count, for what comes from
+#: beyond is no longer the image; one for each so many voxels of its width, two at most.
+_EDGE_PER, _EDGE = 48, 2
 #: Where the volume shrinks below this share, the displacement is smoothed by a Gaussian of this
 #: standard deviation in voxels, until it no longer does, at most so many times.
 _LEAST_VOLUME, _SMOOTHING, _ROUNDS = 0.05, 1.5, 100
@@ -94,7 +94,6 @@ def deform(
     progress: Progress,
 ) -> Iterator[Field]:
     """Yield the displacement after each step; at last, free of folds where they can be removed."""
-    compiled = _step(similarity, dense, optimizer)
     weights = similarity.initial(pairs.count, *pairs.channels, seed)
     state = similarity.train_state(weights)
     field = start
@@ -108,6 +107,7 @@ def deform(
         values = to_tensors(field.values)
         values = ops.broadcast_to(values, (pairs.count, *values.shape[1:]))
         coarser = pairs.voxel(level) / pairs.voxel(-1)
+        compiled = _step(similarity, dense.at(coarser), optimizer)
         for step in range(stage.pretraining + stage.steps):
             rate = to_tensors(np.float32(stage.rate(max(step - stage.pretraining, 0))))
             inputs = weights, state, rate, *images, values
@@ -174,6 +174,20 @@ def deformed(pairs: Pairs, matrices: np.ndarray, field: Field) -> Pairs:
     return result
 
 
+def mirrored(pairs: Pairs) -> Pairs:
+    """Return pairs whose moving images are mirrored along all axes: as rich, but no partners."""
+    side = copy.copy(pairs.moving)
+
+    def flipped(level):
+        return None if level is None else np.flip(level, tuple(range(1, level.ndim - 1)))
+
+    side.levels = [flipped(level) for level in side.levels]
+    side.masks = [flipped(mask) for mask in side.masks]
+    result = copy.copy(pairs)
+    result.moving = side
+    return result
+
+
 class DenseStep:
     """The compiled step of one similarity, stiffness and optimizer."""
 
@@ -232,8 +246,10 @@ def _warped(moving, mask, matrix, u):
     shape = u.shape[1:-1]
     points = transform_points(matrix, identity_grid(shape) + u)
     values = sample(ops.concatenate([moving, mask], -1), points, border=nearest_border)
-    last = np.asarray(moving.shape[1:-1], "float32") - 1 - _EDGE
-    seen = ops.all((points >= _EDGE) & (points <= last), axis=-1, keepdims=True)
+    size = np.asarray(moving.shape[1:-1])
+    edge = np.minimum(size // _EDGE_PER, _EDGE).astype("float32")
+    last = (size - 1 - edge).astype("float32")
+    seen = ops.all((points >= edge) & (points <= last), axis=-1, keepdims=True)
     return values[..., :-1], values[..., -1:] * ops.cast(seen, "float32")
 
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kreg.groups import Group
-from kreg.pairwise.dense import Field, GaussNewton, deform
+from kreg.pairwise.dense import Field, GaussNewton, deform, mirrored
 from kreg.pairwise.descent import descend
 from kreg.pairwise.fisher import FisherScoring
 from kreg.pairwise.images import IN_MEMORY, Image, as_mask, check_spacing
@@ -33,8 +33,8 @@ _SCORING = FisherScoring()
 _GAUSS_NEWTON = GaussNewton()
 _MULTI_START = MultiStart()
 _NORMALISED = LocalNormalisation()
-#: About the longest side of the coarsest level for displacements, and steps on each level.
-_COARSEST = 16
+#: Displacements: the coarsest level is about this many times smaller, but no smaller than this.
+_SHRINK, _SMALLEST = 16, 6
 _DENSE_SCHEDULE = CoarseToFine(steps=(6, 6, 6))
 
 
@@ -170,7 +170,8 @@ def _plan(transform: Transform, similarity, schedule, optimizer, images: _Images
                 "blocks of voxels first (`skimage.transform.downscale_local_mean`) and resize the "
                 f"result (`kreg.ops.resize`). Received: sizes {[image.shape for image in large]}."
             )
-        pairs, colour = images.pairs(_COARSEST)
+        longest = max(*images.fixed.shape, *images.moving.shape)
+        pairs, colour = images.pairs(max(longest // _SHRINK, _SMALLEST))
         stages = (schedule or _DENSE_SCHEDULE).stages(pairs.levels - 1)
         if any(len(stage.levels) != 1 for stage in stages):
             raise ValueError(
@@ -341,7 +342,18 @@ def register(
     ending = Ending(interrupted, motion)
     if transform.dense is not None:
         field = (field or images.still(dense.pairs)).whole(dense.pairs)
-        verdicts = judge_dense(dense.pairs, begin, matrices, field, ending, seed)
+        *_, null = deform(
+            mirrored(dense.colour),
+            similarities[1],
+            transform.dense,
+            optimizers[1],
+            [stage for stage in dense.stages if stage.levels[0] >= dense.pairs.coarse],
+            matrices,
+            images.still(dense.pairs),
+            seed,
+            Progress(0, (), verbose=False),
+        )
+        verdicts = judge_dense(dense.pairs, begin, matrices, field, null, ending, seed)
     else:
         verdicts = judge(linear.pairs, begin, matrices, ending, seed)
     results = [

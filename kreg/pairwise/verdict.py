@@ -7,7 +7,7 @@ from keras import ops
 
 from kreg.groups import Group, Similarity
 from kreg.ops.displacement import jacobian_determinant
-from kreg.pairwise.dense import Field, deformed
+from kreg.pairwise.dense import Field, deformed, mirrored
 from kreg.pairwise.fisher import exponential
 from kreg.pairwise.pairs import Pairs
 from kreg.pairwise.scoring import Scoring
@@ -27,6 +27,8 @@ _AMBIGUOUS = 0.9
 _ENOUGH = 4
 #: Voxels that a corner may move in the last step, and still count as found.
 _RESTLESS = 1.0
+#: A displacement must fit this many times better than one of the mirrored image.
+_BEYOND = 1.5
 #: Lengths may shrink or grow by this factor at most.
 _STRETCH = 4.0
 
@@ -101,26 +103,38 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
 
 
 def judge_dense(
-    pairs: Pairs, start: Start, matrices, field: Field, ending: Ending, seed: int
+    pairs: Pairs, start: Start, matrices, field: Field, null: Field, ending: Ending, seed: int
 ) -> list[dict]:
     """Return, for each pair, what a `Registration` says of its displacement.
 
-    The warped image stands in for the moving one, which it should fit as it is.
+    The warped image stands in for the moving one, which it should fit as it is. A displacement
+    has the freedom to make unrelated images fit too: how well, the mirrored one tells.
 
     Args:
         pairs: what was registered.
         start: where the linear part began.
         matrices: its linear part, normalised.
         field: its displacement, on the voxels of the fixed images.
+        null: that which was found in the same way for the mirrored moving images.
         ending: how it ended.
         seed: of the transforms that are wrong on purpose.
     """
     still = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
     before, _ = _scores(pairs, still[:, None], 0, 4096, seed)
     verdicts = judge(deformed(pairs, matrices, field), start, still, ending, seed)
+    found, by_chance = (
+        _scores(deformed(one, matrices, u), still[:, None], pairs.coarse, 4096, seed)[0][:, 0]
+        for one, u in ((pairs, field), (mirrored(pairs), null))
+    )
     volumes = ops.convert_to_numpy(jacobian_determinant(field.values))
     for pair, (verdict, volume) in enumerate(zip(verdicts, volumes, strict=True)):
         verdict["similarity_before"] = max(float(before[pair, 0]), 0.0)
+        if verdict["trusted"] and found[pair] < _BEYOND * by_chance[pair]:
+            verdict["trusted"] = False
+            verdict["reason"] = (
+                "the mirrored image can be deformed to fit as well: "
+                f"{by_chance[pair] / found[pair]:.0%} of the similarity"
+            )
         if folds := np.mean(volume <= 0):
             verdict["trusted"] = False
             verdict["reason"] = f"the displacement folds at {folds:.2%} of the voxels"

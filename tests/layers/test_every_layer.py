@@ -13,10 +13,13 @@ from kreg.groups import Rigid
 from kreg.layers import (
     BSplineField,
     ComposeDisplacements,
+    ComposeLinear,
     CropLike,
     DepthToSpace,
+    DisplacePoints,
     IntegrateVelocity,
     MatrixExpAffine,
+    MatrixToDisplacement,
     ResizeDisplacement,
     SpatialTransformer,
     Standardise,
@@ -81,6 +84,23 @@ CASES = {
     "BSplineField": Case(
         lambda **options: BSplineField(2.5, **options),
         lambda shape, batch: [field(bspline_grid_shape(shape, 2.5), batch), image(shape, batch)],
+        any_size=False,
+    ),
+    "ComposeLinear": Case(
+        lambda **options: ComposeLinear(spacing=None, **options),
+        lambda shape, batch: [matrix(shape, batch), field(shape, batch)],
+        any_size=False,
+        trained=1,
+    ),
+    "DisplacePoints": Case(
+        DisplacePoints,
+        lambda shape, batch: [control_points(shape, batch)[0], field(shape, batch)],
+        trained=1,
+    ),
+    "MatrixToDisplacement": Case(
+        lambda **options: MatrixToDisplacement(spacing=None, **options),
+        # Small: mixed, the matrices are homographies, whose horizon must not cross the image.
+        lambda shape, batch: [matrix(shape, batch), image((2, 3, 2)[: len(shape)], batch)],
         any_size=False,
     ),
     "ThinPlateSpline": Case(
