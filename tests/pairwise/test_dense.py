@@ -277,7 +277,7 @@ GOOD = np.random.default_rng(0).normal(size=(24, 26)).astype("float32")
         ({"schedule": AllLevels()}, r"one level after another.*Received: AllLevels"),
         ({"start": "identity"}, r"`start`.*Received: 'identity'"),
     ],
-    ids=str,
+    ids=["Fisher", "Adam", "all levels", "start"],
 )
 def test_refuses_what_does_not_fit_a_displacement(options, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
