@@ -224,6 +224,7 @@ API = {
         "EdgeSampler",
         "EdgeStrength",
         "FisherScoring",
+        "GaussNewton",
         "GaussianRatio",
         "HistogramRatio",
         "LocalNormalisation",

@@ -108,6 +108,7 @@ def deform(
         values = ops.broadcast_to(values, (pairs.count, *values.shape[1:]))
         coarser = pairs.voxel(level) / pairs.voxel(-1)
         compiled = _step(similarity, dense.at(coarser), optimizer)
+        name = f"dense, {stage.label}"
         for step in range(stage.pretraining + stage.steps):
             rate = to_tensors(np.float32(stage.rate(max(step - stage.pretraining, 0))))
             inputs = weights, state, rate, *images, values
@@ -118,9 +119,7 @@ def deform(
             similarities, overlap, motion, volume = (ops.convert_to_numpy(log) for log in logs)
             if volume < _LEAST_VOLUME:
                 values, _ = _relaxed(values)
-            progress.step(
-                stage.label, similarity=similarities, overlap=overlap, motion=motion * coarser
-            )
+            progress.step(name, similarity=similarities, overlap=overlap, motion=motion * coarser)
             yield Field(ops.convert_to_numpy(values), frames[0])
             if progress.stopped:
                 break
