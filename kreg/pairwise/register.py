@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from kreg.groups import Group
+from kreg.pairwise.blocks import Frame
 from kreg.pairwise.dense import Field, GaussNewton, deform, mirrored
 from kreg.pairwise.descent import descend
 from kreg.pairwise.fisher import FisherScoring
@@ -55,6 +56,19 @@ def _matrices(start, images: "_Images") -> np.ndarray:
     scale = np.diag([images.unit] * images.dimensions + [1.0])
     given = np.linalg.inv(scale) @ np.broadcast_to(given, (images.count, size, size)) @ scale
     return given / given[:, -1:, -1:]
+
+
+def _displacement(start, transform: Transform, images: "_Images") -> Field | None:
+    """The user's own displacement to start from, on the fixed images; None if it is none."""
+    shape = (*images.fixed.shape, images.dimensions)
+    given = getattr(start, "shape", ())
+    if transform.dense is None or tuple(given) not in (shape, (images.count, *shape)):
+        return None
+    values = np.broadcast_to(np.asarray(start, "float32"), (images.count, *shape))
+    if not np.isfinite(values).all():
+        raise ValueError("Expected `start` to be finite. Received: NaN or infinite displacements.")
+    spacing = images.spacings[0] / images.unit
+    return Field(values, Frame(spacing, -spacing * (np.asarray(images.fixed.shape) - 1) / 2))
 
 
 def _check_pair(fixed: Image, moving: Image) -> None:
@@ -255,7 +269,8 @@ def register(
         optimizer: `kreg.pairwise.FisherScoring` or any Keras optimizer for linear transforms,
             `GaussNewton` for displacements; what suits the transform if None.
         start: `kreg.pairwise.MultiStart`, a matrix to start from (as in the result), or None for
-            the identity. `Dense` alone keeps the matrix, and does not search.
+            the identity. `Dense` alone keeps the matrix, and does not search; it also starts from a
+            displacement ``([batch,] *spatial, D)``, such as a network's prediction.
         preparation: `kreg.pairwise.LocalNormalisation` or `Standardisation`.
         fixed_mask, moving_mask: weights of the voxels, of the spatial shape of their image.
         fixed_spacing, moving_spacing: distance of voxel centres along each axis; 1 where None.
@@ -304,7 +319,8 @@ def register(
     total += len(rounds) * TILE_STEPS + sum(stage.steps for stage in dense.stages)
     progress = Progress(total, callbacks, verbose)
     given = None if isinstance(start, MultiStart) else start
-    begin = Start(_matrices(given, images), [None] * images.count)
+    refined = _displacement(given, transform, images)
+    begin = Start(_matrices(None if refined is not None else given, images), [None] * images.count)
     matrices, field, interrupted = begin.matrices, None, False
     try:
         if group is not None:
@@ -322,6 +338,7 @@ def register(
                     linear.pairs, group, matrices, factor, preparation, seed, progress
                 )
         if transform.dense is not None and not progress.stopped:
+            first = images.still(dense.pairs)
             for field in deform(  # noqa: B007 - the last one is the result
                 dense.colour,
                 similarities[1],
@@ -329,7 +346,7 @@ def register(
                 optimizers[1],
                 dense.stages,
                 matrices,
-                images.still(dense.pairs),
+                first if refined is None else refined,
                 seed,
                 progress,
             ):

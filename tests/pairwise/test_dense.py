@@ -115,6 +115,24 @@ def test_a_start_stays_as_the_linear_part():
     assert result.trusted, result.reason
 
 
+def test_refines_a_displacement(flat):
+    """Such as a network's prediction: from closer by, the same steps get further."""
+    fixed, moving, truth, _ = flat
+    hurried = {"transform": FINE, "schedule": CoarseToFine(steps=(1, 1, 1))}
+    guess = 0.8 * truth
+    gaps = [
+        np.linalg.norm(
+            inner(kreg.register(fixed, moving, start=start, **hurried).field - truth), axis=-1
+        ).mean()
+        for start in (guess, guess[None], None)
+    ]
+    assert gaps[0] == pytest.approx(gaps[1], rel=1e-4)
+    assert gaps[0] < 0.5 * np.linalg.norm(inner(guess - truth), axis=-1).mean()
+    assert gaps[0] < gaps[2]
+    with pytest.raises(ValueError, match=r"`start` to be finite"):
+        kreg.register(fixed, moving, start=guess * np.nan, **hurried)
+
+
 def test_a_batch_gives_what_each_pair_gives_alone(flat):
     fixed, moving, _, alone = flat
     other = scene(SIZE, 3.0, seed=5)
