@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
+from kreg.ops.composition import displace_points
 from kreg.ops.coordinates import COORDINATE_DTYPE, check_displacement
-from kreg.ops.interpolation import nearest_border, sample
 
 
 def landmark_error(
@@ -45,7 +45,7 @@ def landmark_error(
                 "Expected one displacement field for each set of points, with as many components. "
                 f"Received: displacement {tuple(field.shape)}, points {shapes[0]}."
             )
-        points = points + sample(field, points, border=nearest_border)
+        points = displace_points(points, field)
     step = np.ones(shapes[0][-1]) if spacing is None else np.asarray(spacing, "float64")
     if step.shape != shapes[0][-1:] or not np.all(step > 0):
         raise ValueError(

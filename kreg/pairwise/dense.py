@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kreg import backend
+from kreg.losses.field_loss import difference
 from kreg.ops.bspline import bspline_operator
 from kreg.ops.coordinates import identity_grid
 from kreg.ops.displacement import compose, jacobian_determinant, spatial_gradient
@@ -64,6 +65,14 @@ class Field:
 
     values: np.ndarray  # (batch, *spatial, D)
     frame: Frame
+
+    @classmethod
+    def still(cls, pairs: Pairs) -> "Field":
+        """Return the displacement 0 on the coarsest level of the fixed images."""
+        coarsest = pairs.levels - 1
+        shape = pairs.fixed.levels[coarsest].shape[1:-1]
+        values = np.zeros((pairs.count, *shape, pairs.dimensions), "float32")
+        return cls(values, pairs.fixed.frames[coarsest])
 
     def on(self, frame: Frame, shape: Sequence[int]) -> "Field":
         """Return the displacement on another grid, by linear interpolation."""
@@ -293,7 +302,7 @@ def _solve(gradient, weight, force, u, dense: Dense, optimizer: GaussNewton):
 
     control = _conjugate_gradients(system, right, diagonal, optimizer.iterations)
     steepest = [
-        ops.max(ops.abs(_difference(control, axis)), axis=(*axes, -1), keepdims=True)
+        ops.max(ops.abs(difference(control, axis)), axis=(*axes, -1), keepdims=True)
         for axis in axes
     ]
     steepest = functools.reduce(ops.maximum, steepest) / dense.spacing
@@ -359,11 +368,6 @@ def _fit(operator: np.ndarray) -> np.ndarray:
     exact = operator.astype("float64")
     normal = exact.T @ exact + 1e-3 * np.eye(exact.shape[1])
     return np.linalg.solve(normal, exact.T).astype("float32")
-
-
-def _difference(field, axis: int):
-    before = (slice(None),) * axis
-    return field[(*before, slice(1, None))] - field[(*before, slice(0, -1))]
 
 
 def _stiffness(control):

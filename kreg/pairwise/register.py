@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from kreg.groups import Group
-from kreg.pairwise.blocks import Frame
 from kreg.pairwise.dense import Field, GaussNewton, deform, mirrored
 from kreg.pairwise.descent import descend
 from kreg.pairwise.fisher import FisherScoring
@@ -53,22 +52,27 @@ def _matrices(start, images: "_Images") -> np.ndarray:
             f"Expected `start` to be MultiStart(), None, or invertible matrices of shape "
             f"{shapes[0]} or {shapes[1]} whose last entry is not 0. Received: {start!r}."
         )
-    scale = np.diag([images.unit] * images.dimensions + [1.0])
-    given = np.linalg.inv(scale) @ np.broadcast_to(given, (images.count, size, size)) @ scale
+    given = images.from_world(np.broadcast_to(given, (images.count, size, size)))
     return given / given[:, -1:, -1:]
 
 
-def _displacement(start, transform: Transform, images: "_Images") -> Field | None:
+def _rescaled(matrix: np.ndarray, unit: float) -> np.ndarray:
+    """The same map between points in units that are 1 / `unit` as long."""
+    scale = np.diag([unit] * (matrix.shape[-1] - 1) + [1.0])
+    return scale @ matrix @ np.linalg.inv(scale)
+
+
+def _displacement(start, pairs: Pairs | None) -> Field | None:
     """The user's own displacement to start from, on the fixed images; None if it is none."""
-    shape = (*images.fixed.shape, images.dimensions)
-    given = getattr(start, "shape", ())
-    if transform.dense is None or tuple(given) not in (shape, (images.count, *shape)):
+    if pairs is None:
         return None
-    values = np.broadcast_to(np.asarray(start, "float32"), (images.count, *shape))
+    shape = (*pairs.fixed.image.shape, pairs.dimensions)
+    if tuple(getattr(start, "shape", ())) not in (shape, (pairs.count, *shape)):
+        return None
+    values = np.broadcast_to(np.asarray(start, "float32"), (pairs.count, *shape))
     if not np.isfinite(values).all():
         raise ValueError("Expected `start` to be finite. Received: NaN or infinite displacements.")
-    spacing = images.spacings[0] / images.unit
-    return Field(values, Frame(spacing, -spacing * (np.asarray(images.fixed.shape) - 1) / 2))
+    return Field(values, pairs.fixed.frame)
 
 
 def _check_pair(fixed: Image, moving: Image) -> None:
@@ -146,16 +150,13 @@ class _Images:
         )
         return Pairs(fixed, moving, self._sampler)
 
-    def still(self, pairs: Pairs) -> Field:
-        """Return the displacement 0 on the coarsest level of the fixed images."""
-        shape = pairs.fixed.levels[pairs.levels - 1].shape[1:-1]
-        values = np.zeros((self.count, *shape, self.dimensions), "float32")
-        return Field(values, pairs.fixed.frames[pairs.levels - 1])
-
     def to_world(self, matrix: np.ndarray) -> np.ndarray:
         """Return a matrix of the normalised world in the units of the spacings."""
-        scale = np.diag([self.unit] * self.dimensions + [1.0])
-        return scale @ matrix @ np.linalg.inv(scale)
+        return _rescaled(matrix, self.unit)
+
+    def from_world(self, matrix: np.ndarray) -> np.ndarray:
+        """Return a matrix in the units of the spacings as one of the normalised world."""
+        return _rescaled(matrix, 1 / self.unit)
 
 
 class _Plan(NamedTuple):
@@ -319,7 +320,7 @@ def register(
     total += len(rounds) * TILE_STEPS + sum(stage.steps for stage in dense.stages)
     progress = Progress(total, callbacks, verbose)
     given = None if isinstance(start, MultiStart) else start
-    refined = _displacement(given, transform, images)
+    refined = _displacement(given, dense.pairs)
     begin = Start(_matrices(None if refined is not None else given, images), [None] * images.count)
     matrices, field, interrupted = begin.matrices, None, False
     try:
@@ -338,7 +339,6 @@ def register(
                     linear.pairs, group, matrices, factor, preparation, seed, progress
                 )
         if transform.dense is not None and not progress.stopped:
-            first = images.still(dense.pairs)
             for field in deform(  # noqa: B007 - the last one is the result
                 dense.colour,
                 similarities[1],
@@ -346,7 +346,7 @@ def register(
                 optimizers[1],
                 dense.stages,
                 matrices,
-                first if refined is None else refined,
+                Field.still(dense.pairs) if refined is None else refined,
                 seed,
                 progress,
             ):
@@ -358,7 +358,7 @@ def register(
     motion = [(history.get("motion") or [0.0])[-1] for history in histories]
     ending = Ending(interrupted, motion)
     if transform.dense is not None:
-        field = (field or images.still(dense.pairs)).whole(dense.pairs)
+        field = (field or Field.still(dense.pairs)).whole(dense.pairs)
         *_, null = deform(
             mirrored(dense.colour),
             similarities[1],
@@ -366,7 +366,7 @@ def register(
             optimizers[1],
             [stage for stage in dense.stages if stage.levels[0] >= dense.pairs.coarse],
             matrices,
-            images.still(dense.pairs),
+            Field.still(dense.pairs),
             seed,
             Progress(0, (), verbose=False),
         )

@@ -36,7 +36,11 @@ class Scoring:
         self._seed, self._draws = seed, 0
         self.progress = progress
         self.weights = similarity.initial(len(self.owner), *pairs.channels, seed)
-        self.state: list | None = None
+        self.state = similarity.train_state(self.weights)
+
+    @property
+    def _stopped(self) -> bool:
+        return self.progress is not None and self.progress.stopped
 
     def _draw(self, levels, samples):
         self._draws += 1
@@ -47,8 +51,6 @@ class Scoring:
     def pretrain(self, matrices, group: Group, stage: Stage) -> None:
         """Train the similarity alone."""
         compiled = scorer(self.similarity, group, self.pairs.dimensions)
-        if self.state is None:
-            self.state = self.similarity.train_state(self.weights)
         for _ in range(stage.pretraining):
             draw = self._draw(stage.levels, stage.samples)
             rate = to_tensors(np.float32(stage.rates[0]))
@@ -60,8 +62,6 @@ class Scoring:
     def score(self, matrices, group: Group, levels, samples, rate: float = 0.0):
         """Return g, A, similarity and overlap of matrices, as arrays."""
         compiled = scorer(self.similarity, group, self.pairs.dimensions)
-        if self.state is None:
-            self.state = self.similarity.train_state(self.weights)
         self.weights, self.state, *rest = compiled.step(
             self.weights,
             self.state,
@@ -96,7 +96,7 @@ class Scoring:
                 logs = {"similarity": similarity, "overlap": overlap, "motion": motion / finest}
                 self.progress.step(name, **logs)
             yield matrices, before, similarity, overlap
-            if self.progress is not None and self.progress.stopped:
+            if self._stopped:
                 return
 
     def climb(
@@ -111,7 +111,7 @@ class Scoring:
             for after, *_ in self.steps(matrices, group, stage, optimizer, name or stage.label):
                 matrices = after
                 yield after
-            if self.progress is not None and self.progress.stopped:
+            if self._stopped:
                 return
         generators = group.generators(self.pairs.dimensions).astype("float64")
         mean, moving = matrices, np.ones(len(matrices), bool)
@@ -130,7 +130,7 @@ class Scoring:
             earlier = _mean(last[: max(half, 1)], generators)
             drift = np.abs(carried(mean, self.pairs.corners) - carried(earlier, self.pairs.corners))
             moving = moving & (drift.max(axis=(1, 2)) > _STILL * self.pairs.voxel(-1))
-            if not moving.any() or (self.progress is not None and self.progress.stopped):
+            if not moving.any() or self._stopped:
                 return
 
 

@@ -121,10 +121,10 @@ def judge_dense(
     """
     still = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
     before, _ = _scores(pairs, still[:, None], 0, 4096, seed)
-    verdicts = judge(deformed(pairs, matrices, field), start, still, ending, seed)
+    warped, mirror = deformed(pairs, matrices, field), deformed(mirrored(pairs), matrices, null)
+    verdicts = judge(warped, start, still, ending, seed)
     found, by_chance = (
-        _scores(deformed(one, matrices, u), still[:, None], pairs.coarse, 4096, seed)[0][:, 0]
-        for one, u in ((pairs, field), (mirrored(pairs), null))
+        _scores(one, still[:, None], pairs.coarse, 4096, seed)[0][:, 0] for one in (warped, mirror)
     )
     volumes = ops.convert_to_numpy(jacobian_determinant(field.values))
     for pair, (verdict, volume) in enumerate(zip(verdicts, volumes, strict=True)):
