@@ -34,3 +34,10 @@ def interior(array: np.ndarray, margin: int) -> np.ndarray:
     """Return `array` ``(batch, *spatial, any)`` without its outer `margin` voxels."""
     inside = (slice(margin, -margin),) * (array.ndim - 2)
     return array[(slice(None), *inside)]
+
+
+def random_pair(shape: Sequence[int], *, batch: int = 2, channels: int = 1, seed: int = 0):
+    """Return two images that correlate in part, positive values."""
+    rng = np.random.default_rng(seed)
+    fixed, noise = rng.uniform(size=(2, batch, *shape, channels))
+    return fixed.astype("float32"), (0.5 * fixed + 0.5 * noise).astype("float32")

@@ -7,17 +7,11 @@ from keras import ops
 from scipy.ndimage import gaussian_filter
 
 from kreg.losses.mind import MIND, mind, mind_descriptor
+from tests.fields import random_pair
 from tests.gradients import central_differences, gradients
 
 SHAPES = [(6, 7), (4, 5, 6)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def random_pair(shape, *, batch=2, channels=1, seed=0):
-    """Two images that are alike in part, positive values."""
-    rng = np.random.default_rng(seed)
-    fixed, noise = rng.uniform(size=(2, batch, *shape, channels))
-    return fixed.astype("float32"), (0.5 * fixed + 0.5 * noise).astype("float32")
 
 
 def numpy(tensor):

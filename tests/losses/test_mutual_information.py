@@ -12,7 +12,7 @@ from kreg.losses.mutual_information import (
     mutual_information,
     normalised_mutual_information,
 )
-from tests.fields import SHAPES
+from tests.fields import SHAPES, random_pair
 from tests.gradients import central_differences, gradients
 
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -20,13 +20,6 @@ SIMILARITIES = [mutual_information, normalised_mutual_information]
 each_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
 LOSSES = [MutualInformation, NormalisedMutualInformation]
 each_loss = pytest.mark.parametrize("loss", LOSSES)
-
-
-def random_pair(shape, *, batch=2, channels=1, seed=0):
-    """Two images that correlate in part, positive values."""
-    rng = np.random.default_rng(seed)
-    fixed, noise = rng.uniform(size=(2, batch, *shape, channels))
-    return fixed.astype("float32"), (0.5 * fixed + 0.5 * noise).astype("float32")
 
 
 def random_labels(shape, labels, *, batch=2, seed=0):

@@ -3,17 +3,10 @@ import pytest
 from keras import backend, ops
 
 from kreg.losses import NCC, ncc
-from tests.fields import SHAPES
+from tests.fields import SHAPES, random_pair
 from tests.gradients import central_differences, gradients
 
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def random_pair(shape, *, batch=2, channels=1, seed=0):
-    """Two images that correlate in part, positive values."""
-    rng = np.random.default_rng(seed)
-    fixed, noise = rng.uniform(size=(2, batch, *shape, channels))
-    return fixed.astype("float32"), (0.5 * fixed + 0.5 * noise).astype("float32")
 
 
 def numpy(tensor):

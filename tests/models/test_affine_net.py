@@ -7,8 +7,9 @@ from kreg.losses import NCC
 from kreg.models.affine_net import affine_net
 from kreg.ops import centred_frame
 from tests.fields import grid
-from tests.fresh_process import Saved, in_fresh_process
+from tests.fresh_process import Saved
 from tests.models.pairs import (
+    assert_comes_back,
     check_brightness_and_contrast_change_nothing,
     check_every_weight_is_trained,
     check_identity_at_start,
@@ -120,12 +121,7 @@ def test_comes_back_in_a_fresh_process(tmp_path):
         model = small(shape, group)
         make_active(model)
         saved[name] = Saved(model, noise(shape))
-    found = in_fresh_process(saved, tmp_path)
-    for name, (model, data, _) in saved.items():
-        expected = model.predict_on_batch(data)
-        assert np.abs(expected["displacement"]).max() > 1e-3
-        for output, value in expected.items():
-            np.testing.assert_allclose(found[name][output], value, atol=1e-5)
+    assert_comes_back(saved, tmp_path, "displacement")
 
 
 def test_refuses_what_does_not_fit():

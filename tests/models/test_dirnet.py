@@ -6,9 +6,10 @@ from keras import ops
 from kreg.losses import NCC, Diffusion
 from kreg.models.dirnet import dirnet
 from kreg.ops import bspline_displacement, bspline_grid_shape
-from tests.fresh_process import Saved, in_fresh_process
+from tests.fresh_process import Saved
 from tests.gradients import gradients
 from tests.models.pairs import (
+    assert_comes_back,
     check_brightness_and_contrast_change_nothing,
     check_every_weight_is_trained,
     check_identity_at_start,
@@ -99,12 +100,7 @@ def test_comes_back_in_a_fresh_process(tmp_path):
         model = dirnet((*shape, 1), spacing=4, filters=(4,))
         make_active(model, 0.5)
         saved[str(len(shape))] = Saved(model, images(shape))
-    found = in_fresh_process(saved, tmp_path)
-    for name, (model, data, _) in saved.items():
-        expected = model.predict_on_batch(data)
-        assert np.abs(expected["displacement"]).max() > 1e-3
-        for output, value in expected.items():
-            np.testing.assert_allclose(found[name][output], value, atol=1e-5)
+    assert_comes_back(saved, tmp_path, "displacement")
 
 
 @pytest.mark.parametrize("spacing", [0, 1, 6, 8.0, -4])
