@@ -4,6 +4,7 @@ Everything else in kreg is written with ``keras.ops`` and knows no backend.
 """
 
 import functools
+import math
 
 import keras
 
@@ -68,10 +69,15 @@ def repeat(function, times: int, value):
     return value
 
 
-def jit(function):
+def jit(function, least: float = 0):
     """Return `function` of tensors and lists of them compiled whole, not to be differentiated.
 
     XLA on TensorFlow and JAX, unchanged on PyTorch. It is compiled anew for new shapes.
+
+    Args:
+        function: what is compiled.
+        least: TensorFlow alone: inputs of fewer numbers in all run as a graph without XLA, which
+            is some milliseconds slower, and saves the seconds that XLA takes for a new shape.
     """
     backend = keras.config.backend()
     if backend == "tensorflow":
@@ -87,7 +93,8 @@ def jit(function):
             shapes = tuple((tuple(x.shape), str(getattr(x.dtype, "name", x.dtype))) for x in flat)
             if shapes not in variants:
                 own = functools.partial(function)
-                variants[shapes] = tf.function(own, jit_compile=True, autograph=False)
+                large = sum(math.prod(shape) for shape, _ in shapes) >= least
+                variants[shapes] = tf.function(own, jit_compile=large, autograph=False)
             return variants[shapes](*inputs)
 
         return call
@@ -130,7 +137,7 @@ def value_and_gradients(function, variables: list):
     return (value.detach(), detached), list(gradients)
 
 
-def training_step(function, variables: list, optimizer):
+def training_step(function, variables: list, optimizer, *, whole: bool = True):
     """Return ``step(*inputs) -> aux``, which lets a Keras optimizer lower a function of variables.
 
     Compiled as `jit` does. On JAX, state goes in and out of a pure function; elsewhere the
@@ -140,6 +147,8 @@ def training_step(function, variables: list, optimizer):
         function: ``function(values of the variables, *inputs) -> (scalar loss, aux)``.
         variables: `keras.Variable` objects, changed by the step.
         optimizer: a Keras optimizer, built for them.
+        whole: TensorFlow alone: whether XLA compiles it in one piece, or only what within it is
+            `compiled`.
     """
     if keras.config.backend() == "jax":
 
@@ -160,11 +169,10 @@ def training_step(function, variables: list, optimizer):
 
         return step
 
-    @jit
     def in_place(*inputs):
         values = [variable.value for variable in variables]
         (_, aux), gradients = value_and_gradients(lambda v: function(v, *inputs), values)
         optimizer.apply(gradients, variables)
         return aux
 
-    return in_place
+    return jit(in_place, 0 if whole else math.inf)

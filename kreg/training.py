@@ -18,6 +18,22 @@ def _losses(structure):
         yield from _losses(getattr(loss, "losses", ()))
 
 
+class _EndEpochs(keras.callbacks.Callback):
+    """Ends on the data set the epochs that a restored training has behind it.
+
+    Keras itself starts the data set anew: a second time the pairs of the first epochs.
+    """
+
+    def __init__(self, data, next_epoch):
+        super().__init__()
+        self.data, self.next_epoch = data, next_epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for _ in range(self.next_epoch, epoch):
+            self.data.on_epoch_end()
+        self.next_epoch = epoch + 1
+
+
 @keras.saving.register_keras_serializable("kreg")
 class RegistrationModel(keras.Model):
     """A functional model of {"moving", "fixed"} whose target is its own fixed image.
@@ -36,7 +52,9 @@ class RegistrationModel(keras.Model):
     the losses on ``"warped"`` (and in metrics given as `weighted_metrics`).
 
     A loss with a network of its own (`kreg.losses.MINE`) is trained beside the model, which keeps
-    the network among its weights, in files too.
+    the network among its weights, in files too. Under a ``tf.distribute`` strategy model and
+    losses are made within its scope; a running average such as that of
+    ``MINE(bias_corrected=True)`` then is each device's own.
 
     Args:
         inputs: ``{"moving": KerasTensor, "fixed": KerasTensor}``.
@@ -66,6 +84,42 @@ class RegistrationModel(keras.Model):
             if hasattr(each, "adopt"):
                 each.adopt(self)
         super().compile(optimizer, loss, *args, **kwargs)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        initial_epoch=0,
+        **kwargs,
+    ):
+        """Fit as any Keras model; a data set goes on where a restored training stopped.
+
+        With ``keras.callbacks.BackupAndRestore`` among the callbacks, the same program started
+        again goes on with the epoch that was interrupted. A ``keras.utils.PyDataset``, as those
+        of `kreg.data` are, is then told of the ends of the epochs before, so that it draws what
+        it would have drawn; where you pass `initial_epoch` it is taken to be there already. The
+        weights are those of a training without interruption if nothing else draws at random:
+        with ``shuffle=False`` (by default Keras shuffles the batches, too, in an order that no
+        backup holds), one worker, no `kreg.losses.MINE` and no dropout.
+        """
+        if isinstance(x, keras.utils.PyDataset):
+            callbacks = [*keras.tree.flatten(callbacks or []), _EndEpochs(x, initial_epoch)]
+        return super().fit(
+            x,
+            y,
+            batch_size,
+            epochs,
+            verbose,
+            callbacks,
+            *args,
+            initial_epoch=initial_epoch,
+            **kwargs,
+        )
 
     def compile_from_config(self, config):
         """Compile as the saved model was: Keras does so only where `compile` is its own."""

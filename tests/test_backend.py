@@ -54,6 +54,14 @@ def test_a_jitted_function_takes_and_returns_lists_of_tensors():
         assert float(total) == pytest.approx(float(first.sum()), abs=1e-5)
 
 
+@pytest.mark.parametrize("least", [0, 100])
+def test_a_jitted_function_gives_the_same_whether_small_inputs_are_compiled_or_not(least):
+    function = backend.jit(lambda x: ops.sum(ops.exp(x)), least)
+    for size in (3, 200):
+        x = np.linspace(0, 1, size, dtype="float32")
+        assert float(function(ops.convert_to_tensor(x))) == pytest.approx(np.exp(x).sum(), 1e-5)
+
+
 def three_variables(variables):
     """x^2 y: nothing depends on the third."""
     x, y, _ = variables

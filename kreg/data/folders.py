@@ -8,7 +8,7 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 
-from kreg.data.pairs import OrderedPairs, as_images, to_float
+from kreg.data.pairs import OrderedPairs, PairDataset, as_images, to_float
 
 
 class ImageFiles:
@@ -73,6 +73,32 @@ class FolderPairs(OrderedPairs):
     partner are left out with a warning. Images are read batch by batch, grey or RGB, 2-D or 3-D
     (``.npy``), as float32, integers scaled to [0, 1].
 
+    ``workers=4`` reads the next batches in four threads while the network trains (each of
+    `max_queue_size` batches takes memory). On JAX and PyTorch Keras 3 then begins `fit` with a few
+    batches of the order before the first epoch's. ``use_multiprocessing=True`` copies the whole
+    process: a JAX program may hang.
+
+    Label maps beside the images are added by a class of one's own::
+
+        class Labelled(kreg.data.FolderPairs):
+            def __getitem__(self, batch):
+                (data,) = super().__getitem__(batch)
+                for side, chosen in zip(("moving", "fixed"), self.indices(batch)):
+                    maps = np.stack([np.load(f"{side}_labels/{self.names[i]}.npy") for i in chosen])
+                    data[f"{side}_labels"] = np.float32(maps[..., None] == [2, 3, 4])  # one-hot
+                return (data,)
+
+    A ``tf.data`` pipeline, to go on in TensorFlow::
+
+        def batches():
+            pairs.on_epoch_end()  # the order of another epoch
+            yield from (data for (data,) in pairs)
+
+        image = tf.TensorSpec((None, *pairs.image_shape))
+        dataset = tf.data.Dataset.from_generator(
+            batches, output_signature={"moving": image, "fixed": image}
+        ).apply(tf.data.experimental.assert_cardinality(len(pairs)))
+
     Args:
         moving_folder, fixed_folder: where the files lie; folders within are not searched.
         pattern: which files, such as ``"*.png"``.
@@ -125,6 +151,78 @@ class FolderPairs(OrderedPairs):
             seed=seed,
             **kwargs,
         )
+
+
+class RandomFolderPairs(PairDataset):
+    """Random pairs of files, drawn anew for every batch: any of one folder with any of another.
+
+    Where both are the same folder, scans of many subjects to be laid on one another, no file is
+    paired with itself. The draw depends on seed, epoch and batch alone. Files, threads and label
+    maps as in `FolderPairs`.
+
+    Args:
+        moving_folder, fixed_folder: where the files lie; folders within are not searched.
+        pattern: which files, such as ``"*.npy"``.
+        batch_size: pairs a batch.
+        steps: batches an epoch.
+        seed: of the draw.
+        fresh: whether each epoch draws other pairs; False for a fixed validation set.
+
+    Attributes:
+        moving_names, fixed_names: the names of the files, which `indices` refers to.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist or holds no file that fits the pattern.
+        ValueError: if there is one file only, to be paired with itself, or `steps` is not
+            positive; for the rest see `FolderPairs`.
+    """
+
+    def __init__(
+        self,
+        moving_folder: str | os.PathLike,
+        fixed_folder: str | os.PathLike,
+        *,
+        pattern: str = "*",
+        batch_size: int = 32,
+        steps: int = 100,
+        seed: int = 0,
+        fresh: bool = True,
+        **kwargs,
+    ):
+        moving = _files(Path(moving_folder), pattern)
+        fixed = _files(Path(fixed_folder), pattern)
+        self.moving_names, self.fixed_names = list(moving), list(fixed)
+        super().__init__(
+            ImageFiles(list(moving.values())),
+            ImageFiles(list(fixed.values())),
+            batch_size=batch_size,
+            **kwargs,
+        )
+        if steps < 1:
+            raise ValueError(f"Expected `steps` >= 1. Received: {steps}.")
+        self.steps, self.seed, self.fresh, self.epoch = steps, seed, fresh, 0
+        self._same = Path(moving_folder).samefile(fixed_folder)
+        if self._same and len(fixed) == 1:
+            raise ValueError(
+                "Expected at least two files, since both folders are the same and no file is "
+                f"paired with itself. Received: {_some(fixed)} in {fixed_folder}."
+            )
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def indices(self, batch):
+        """Return random files on both sides."""
+        rng = np.random.default_rng((self.seed, self.epoch if self.fresh else 0, batch))
+        moving = rng.integers(len(self.moving_names), size=self.batch_size)
+        files = len(self.fixed_names)
+        if self._same:  # any but the moving one, counted from it
+            return moving, (moving + rng.integers(1, files, size=self.batch_size)) % files
+        return moving, rng.integers(files, size=self.batch_size)
+
+    def on_epoch_end(self):
+        """Go on to the draws of the next epoch."""
+        self.epoch += 1
 
 
 def _files(folder: Path, pattern: str) -> dict[str, Path]:

@@ -43,10 +43,14 @@ def as_images(images, name: str = "images") -> np.ndarray:
             f"Expected `{name}` of shape (n, *spatial) or (n, *spatial, channels), 2-D or 3-D, "
             f"n >= 1. Received: shape {images.shape}."
         )
-    if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
+    # One by one: a mask of all of a memory-mapped stack may not fit into memory.
+    wrong = 0
+    if np.issubdtype(images.dtype, np.floating):
+        wrong = sum(int((~np.isfinite(image)).sum()) for image in images)
+    if wrong:
         raise ValueError(
-            f"Expected finite values in `{name}`. Received: "
-            f"{int((~np.isfinite(images)).sum())} NaN or infinite voxels; mask or fill them first."
+            f"Expected finite values in `{name}`. Received: {wrong} NaN or infinite voxels; mask "
+            "or fill them first."
         )
     return images
 
@@ -161,9 +165,9 @@ class ArrayPairs(OrderedPairs):
 class RandomPairs(PairDataset):
     """Random pairs, drawn anew for every batch: any moving with any fixed image, or by label.
 
-    The draw depends on seed, epoch and batch alone: the same seed gives the same pairs, however
-    many workers load them. Where `moving` and `fixed` are the same array, no image is paired
-    with itself.
+    The draw depends on seed, epoch and batch alone: the same seed gives the same pairs (with more
+    than one worker on JAX or PyTorch, Keras 3 begins `fit` with a few of the epoch before). Where
+    `moving` and `fixed` are the same array, no image is paired with itself.
 
     Args:
         moving, fixed: ``(n, *spatial[, channels])``, ``(m, *spatial[, channels])``.

@@ -3,6 +3,12 @@
 All are smaller where the registration is better, and return one value a sample.
 """
 
+from kreg.losses.charbonnier import (
+    Charbonnier,
+    GradientMagnitude,
+    charbonnier,
+    gradient_magnitude_distance,
+)
 from kreg.losses.dice_loss import SoftDice, soft_dice
 from kreg.losses.field_loss import FieldLoss
 from kreg.losses.folding import Folding, folding
@@ -36,10 +42,12 @@ __all__ = [
     "MINE",
     "NCC",
     "BendingEnergy",
+    "Charbonnier",
     "Critic",
     "Diffusion",
     "FieldLoss",
     "Folding",
+    "GradientMagnitude",
     "ImageLoss",
     "InverseConsistency",
     "LandmarkDistance",
@@ -51,9 +59,11 @@ __all__ = [
     "TotalVariation",
     "WeightedSum",
     "bending_energy",
+    "charbonnier",
     "diffusion",
     "donsker_varadhan",
     "folding",
+    "gradient_magnitude_distance",
     "inverse_consistency",
     "joint_histogram",
     "landmark_distance",

@@ -31,9 +31,20 @@ from kreg.ops.linear import (
 )
 from kreg.ops.matrix_exponential import matrix_exponential
 from kreg.ops.pyramid import downsample, gaussian_pyramid, pyramid_frames
+from kreg.ops.saliency import (
+    OriginalSaliency,
+    TensorCorrelation,
+    original_joint_saliency,
+    single_saliency,
+    structure_tensor,
+    tensor_correlation,
+    tensor_distance,
+)
 from kreg.ops.thin_plate import thin_plate_displacement, thin_plate_spline
 
 __all__ = [
+    "OriginalSaliency",
+    "TensorCorrelation",
     "box_filter",
     "box_sum",
     "bspline_displacement",
@@ -57,14 +68,19 @@ __all__ = [
     "matrix_to_displacement",
     "nearest_border",
     "normalise_locally",
+    "original_joint_saliency",
     "pyramid_frames",
     "reflect_border",
     "resize",
     "sample",
     "sample_nearest",
+    "single_saliency",
     "spatial_gradient",
     "spatial_shape",
     "standardise",
+    "structure_tensor",
+    "tensor_correlation",
+    "tensor_distance",
     "thin_plate_displacement",
     "thin_plate_spline",
     "transform_points",

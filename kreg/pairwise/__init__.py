@@ -8,6 +8,7 @@ from kreg.pairwise.preparation import (
     LocalNormalisation,
     Preparation,
     Standardisation,
+    Unchanged,
     field_of_view,
 )
 from kreg.pairwise.register import register
@@ -37,6 +38,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "Standardisation",
+    "Unchanged",
     "UniformSampler",
     "field_of_view",
     "register",

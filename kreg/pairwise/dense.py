@@ -1,6 +1,5 @@
 """Gauss-Newton steps for displacements: a B-spline on the voxels of one level after another."""
 
-import copy
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,20 @@ from keras import ops
 from kreg import backend
 from kreg.losses.field_loss import difference
 from kreg.ops.bspline import bspline_operator
-from kreg.ops.coordinates import identity_grid
 from kreg.ops.displacement import compose, jacobian_determinant, spatial_gradient
-from kreg.ops.filters import along_axis, gaussian_filter
-from kreg.ops.interpolation import nearest_border, sample
-from kreg.ops.linear import transform_points
-from kreg.pairwise.blocks import Frame
-from kreg.pairwise.pairs import Pairs, Side, to_tensors
+from kreg.ops.filters import along_axis
+from kreg.pairwise.field import (
+    LEAST_VOLUME,
+    Field,
+    along,
+    fit,
+    flat,
+    level_inputs,
+    relaxed,
+    unfolded,
+    warped,
+)
+from kreg.pairwise.pairs import Pairs, to_tensors
 from kreg.pairwise.progress import Progress
 from kreg.pairwise.schedule import Stage
 from kreg.pairwise.similarity import LogRatio
@@ -26,12 +32,8 @@ from kreg.transforms import Dense
 #: Besides bending: the share of first differences, and that of the displacement itself, which
 #: keep it from running away where the images say nothing, as beyond the moving image.
 _MEMBRANE, _ANCHOR = 0.3, 0.3
-#: Large images: voxels this close to the moving image's edge do not count, for what comes from
-#: beyond is no longer the image; one for each so many voxels of its width, two at most.
-_EDGE_PER, _EDGE = 48, 2
-#: Where the volume shrinks below this share, the displacement is smoothed by a Gaussian of this
-#: standard deviation in voxels, until it no longer does, at most so many times.
-_LEAST_VOLUME, _SMOOTHING, _ROUNDS = 0.05, 1.5, 100
+#: Steps on fewer numbers than this are not worth the seconds that XLA takes for each level.
+_COMPILED = 200_000
 
 
 @dataclass(frozen=True)
@@ -59,44 +61,12 @@ class GaussNewton:
             )
 
 
-@dataclass(frozen=True)
-class Field:
-    """A displacement in voxels of a grid, and where that grid lies."""
-
-    values: np.ndarray  # (batch, *spatial, D)
-    frame: Frame
-
-    @classmethod
-    def still(cls, pairs: Pairs) -> "Field":
-        """Return the displacement 0 on the coarsest level of the fixed images."""
-        coarsest = pairs.levels - 1
-        shape = pairs.fixed.levels[coarsest].shape[1:-1]
-        values = np.zeros((pairs.count, *shape, pairs.dimensions), "float32")
-        return cls(values, pairs.fixed.frames[coarsest])
-
-    def on(self, frame: Frame, shape: Sequence[int]) -> "Field":
-        """Return the displacement on another grid, by linear interpolation."""
-        values = ops.convert_to_tensor(self.values)
-        for axis, size in enumerate(shape):
-            world = frame.origin[axis] + np.arange(size) * frame.spacing[axis]
-            at = (world - self.frame.origin[axis]) / self.frame.spacing[axis]
-            last = values.shape[axis + 1] - 1
-            hat = 1 - np.abs(np.clip(at, 0, last)[:, None] - np.arange(last + 1))
-            values = along_axis(values, np.maximum(hat, 0).astype("float32"), axis + 1)
-        ratio = (self.frame.spacing / frame.spacing).astype("float32")
-        return Field(ops.convert_to_numpy(values * ratio), frame)
-
-    def whole(self, pairs: Pairs) -> "Field":
-        """Return the displacement on the voxels of the fixed images themselves."""
-        return self.on(pairs.fixed.frames[0], pairs.fixed.levels[0].shape[1:-1])
-
-
 def deform(
     pairs: Pairs,
     similarity: LogRatio,
     dense: Dense,
     optimizer: GaussNewton,
-    stages: list[Stage],
+    stages: Sequence[Stage],
     matrices: np.ndarray,
     start: Field,
     seed: int,
@@ -108,11 +78,8 @@ def deform(
     field = start
     for stage in stages:
         (level,) = stage.levels
-        frames = pairs.fixed.frames[level], pairs.moving.frames[level]
-        voxels = np.linalg.inv(frames[1].matrix()) @ matrices @ frames[0].matrix()
-        images = to_tensors([*_values(pairs.fixed, level), *_values(pairs.moving, level)])
-        images += [to_tensors(voxels.astype("float32"))]
-        field = field.on(frames[0], pairs.fixed.levels[level].shape[1:-1])
+        frame, images = pairs.fixed.frames[level], level_inputs(pairs, level, matrices)
+        field = field.on(frame, pairs.fixed.levels[level].shape[1:-1])
         values = to_tensors(field.values)
         values = ops.broadcast_to(values, (pairs.count, *values.shape[1:]))
         coarser = pairs.voxel(level) / pairs.voxel(-1)
@@ -126,74 +93,17 @@ def deform(
                 continue
             weights, state, values, *logs = compiled.step(*inputs)
             similarities, overlap, motion, volume = (ops.convert_to_numpy(log) for log in logs)
-            if volume < _LEAST_VOLUME:
-                values, _ = _relaxed(values)
+            if volume < LEAST_VOLUME:
+                values, _ = relaxed(values)
             progress.step(name, similarity=similarities, overlap=overlap, motion=motion * coarser)
-            yield Field(ops.convert_to_numpy(values), frames[0])
+            yield Field(ops.convert_to_numpy(values), frame)
             if progress.stopped:
                 break
-        field = Field(ops.convert_to_numpy(values), frames[0])
+        field = Field(ops.convert_to_numpy(values), frame)
         if progress.stopped:
             break
     field = field.whole(pairs)
     yield Field(unfolded(field.values), field.frame)
-
-
-def unfolded(displacement: np.ndarray) -> np.ndarray:
-    """Return a displacement smoothed where it folds, until it no longer does."""
-    for _ in range(_ROUNDS):
-        smoothed, worst = _relaxed(to_tensors(displacement))
-        if float(ops.min(worst)) > 0:
-            break
-        displacement = ops.convert_to_numpy(smoothed)
-    return np.asarray(displacement)
-
-
-@backend.jit
-def _relaxed(displacement):
-    """The displacement, smoother where it shrinks volumes most, and the least volume before."""
-    volume = jacobian_determinant(displacement)[..., None]
-    near = ops.cast(volume < _LEAST_VOLUME, "float32")
-    near = ops.minimum(8 * gaussian_filter(near, _SMOOTHING), 1.0)
-    smooth = gaussian_filter(displacement, _SMOOTHING)
-    return displacement + near * (smooth - displacement), ops.min(volume)
-
-
-def _values(side: Side, level: int) -> list[np.ndarray]:
-    values, mask = side.levels[level], side.masks[level]
-    return [values, np.ones_like(values[..., :1]) if mask is None else mask]
-
-
-def deformed(pairs: Pairs, matrices: np.ndarray, field: Field) -> Pairs:
-    """Return pairs whose moving images are the warped ones, on the levels of the fixed images."""
-    side = copy.copy(pairs.moving)
-    side.frames = pairs.fixed.frames[: pairs.levels]
-    side.levels, side.masks = [], []
-    for level, frame in enumerate(side.frames):
-        shape = pairs.fixed.levels[level].shape[1:-1]
-        voxels = np.linalg.inv(pairs.moving.frames[level].matrix()) @ matrices @ frame.matrix()
-        inputs = *_values(pairs.moving, level), voxels.astype("float32"), field.on(frame, shape)
-        warped, seen = _resampled(*to_tensors([*inputs[:3], inputs[3].values]))
-        side.levels.append(ops.convert_to_numpy(warped))
-        side.masks.append(ops.convert_to_numpy(seen))
-    result = copy.copy(pairs)
-    result.moving = side
-    result.moving_blocks = side.buffer(pairs.levels)
-    return result
-
-
-def mirrored(pairs: Pairs) -> Pairs:
-    """Return pairs whose moving images are mirrored along all axes: as rich, but no partners."""
-    side = copy.copy(pairs.moving)
-
-    def flipped(level):
-        return None if level is None else np.flip(level, tuple(range(1, level.ndim - 1)))
-
-    side.levels = [flipped(level) for level in side.levels]
-    side.masks = [flipped(mask) for mask in side.masks]
-    result = copy.copy(pairs)
-    result.moving = side
-    return result
 
 
 class DenseStep:
@@ -201,35 +111,35 @@ class DenseStep:
 
     def __init__(self, similarity: LogRatio, dense: Dense, optimizer: GaussNewton):
         self.similarity, self.dense, self.optimizer = similarity, dense, optimizer
-        self.trained_only = backend.jit(self._train)
-        self.step = backend.jit(self._step)
+        self.trained_only = backend.jit(self._train, _COMPILED)
+        self.step = backend.jit(self._step, _COMPILED)
 
     def _train(self, weights, state, rate, fixed, mask, moving, moving_mask, matrix, u):
-        warped, inside = _warped(moving, moving_mask, matrix, u)
-        samples = _flat(fixed), _flat(warped), _flat(inside * mask)[..., 0]
+        both = warped(moving, moving_mask, matrix, u)
+        samples = flat(fixed), flat(both[..., :-1]), flat(both[..., -1:] * mask)[..., 0]
         return self.similarity.learn(weights, state, rate, *samples)[:2]
 
     def _step(self, weights, state, rate, fixed, mask, moving, moving_mask, matrix, u):
-        warped, inside = _warped(moving, moving_mask, matrix, u)
-        inside = inside * mask
-        flat, weight = _flat(fixed), _flat(inside)[..., 0]
+        both = warped(moving, moving_mask, matrix, u)
+        image, inside = both[..., :-1], both[..., -1:] * mask
+        samples, weight = flat(fixed), flat(inside)[..., 0]
         if self.similarity.trained:
             weights, state, _ = self.similarity.learn(
-                weights, state, rate, flat, _flat(warped), weight
+                weights, state, rate, samples, flat(image), weight
             )
 
         def total(variables):
-            ratio, value = self.similarity.log_ratio(weights, flat, variables[0], weight)
+            ratio, value = self.similarity.log_ratio(weights, samples, variables[0], weight)
             return ops.sum(ratio * weight), value
 
-        (_, value), (slope,) = backend.value_and_gradients(total, [_flat(warped)])
+        (_, value), (slope,) = backend.value_and_gradients(total, [flat(image)])
         count = ops.maximum(ops.sum(weight, axis=1), 1.0)
         information = ops.sum(slope**2, axis=1) / count[:, None]  # (batch, channels)
         shape = (-1, *(1,) * len(u.shape[1:-1]))
         scale = ops.reshape(ops.sum(information, axis=-1), shape)  # takes the units out
         information = information / ops.maximum(ops.sum(information, -1, keepdims=True), 1e-12)
-        slope = ops.reshape(slope, warped.shape) / ops.maximum(scale, 1e-12)[..., None]
-        gradient = spatial_gradient(warped)  # (batch, *spatial, channels, D)
+        slope = ops.reshape(slope, image.shape) / ops.maximum(scale, 1e-12)[..., None]
+        gradient = spatial_gradient(image)  # (batch, *spatial, channels, D)
         force = ops.sum(slope[..., None] * gradient, axis=-2)
         information = ops.reshape(information, (*shape, information.shape[-1]))
         change = _solve(gradient, information * inside, force, u, self.dense, self.optimizer)
@@ -243,27 +153,6 @@ class DenseStep:
 @functools.lru_cache(maxsize=32)
 def _step(similarity: LogRatio, dense: Dense, optimizer: GaussNewton) -> DenseStep:
     return DenseStep(similarity, dense, optimizer)
-
-
-def _flat(values):
-    return ops.reshape(values, (values.shape[0], -1, values.shape[-1]))
-
-
-def _warped(moving, mask, matrix, u):
-    """The moving image at H (x + u(x)), and the weights of what was seen there."""
-    shape = u.shape[1:-1]
-    points = transform_points(matrix, identity_grid(shape) + u)
-    values = sample(ops.concatenate([moving, mask], -1), points, border=nearest_border)
-    size = np.asarray(moving.shape[1:-1])
-    edge = np.minimum(size // _EDGE_PER, _EDGE).astype("float32")
-    last = (size - 1 - edge).astype("float32")
-    seen = ops.all((points >= edge) & (points <= last), axis=-1, keepdims=True)
-    return values[..., :-1], values[..., -1:] * ops.cast(seen, "float32")
-
-
-@backend.jit
-def _resampled(moving, mask, matrix, u):
-    return _warped(moving, mask, matrix, u)
 
 
 def _solve(gradient, weight, force, u, dense: Dense, optimizer: GaussNewton):
@@ -283,18 +172,18 @@ def _solve(gradient, weight, force, u, dense: Dense, optimizer: GaussNewton):
     weights = dense.elastic + dense.fluid
 
     def system(control):
-        field = _along(control, spline)
+        field = along(control, spline)
         seen = [
             sum(tensor[i, j] * field[..., j] for j in range(dimensions)) for i in range(dimensions)
         ]
         stiff = weights * _stiffness(control) + 1e-4 * control
-        return _along(ops.stack(seen, axis=-1), adjoint) + unit * stiff
+        return along(ops.stack(seen, axis=-1), adjoint) + unit * stiff
 
-    right = _along(force, adjoint)
+    right = along(force, adjoint)
     if dense.elastic:
-        inverse = [_fit(operator) for operator in spline]
-        right = right - unit * dense.elastic * _stiffness(_along(u, inverse))
-    diagonal = _along(products, [operator**2 for operator in adjoint])
+        inverse = [fit(operator) for operator in spline]
+        right = right - unit * dense.elastic * _stiffness(along(u, inverse))
+    diagonal = along(products, [operator**2 for operator in adjoint])
     diagonal = _symmetric(diagonal, pairs)
     own = 6 * dimensions + 4 * dimensions * (dimensions - 1) + _MEMBRANE * 2 * dimensions + _ANCHOR
     for i in range(dimensions):
@@ -307,7 +196,7 @@ def _solve(gradient, weight, force, u, dense: Dense, optimizer: GaussNewton):
     ]
     steepest = functools.reduce(ops.maximum, steepest) / dense.spacing
     control = control * ops.minimum(1.0, optimizer.stretch / (steepest + 1e-9))
-    return _along(control, spline)
+    return along(control, spline)
 
 
 def _conjugate_gradients(system, right, diagonal, iterations: int):
@@ -354,20 +243,6 @@ def _symmetric(entries, pairs) -> np.ndarray:
     for index, (i, j) in enumerate(pairs):
         matrix[i, j] = matrix[j, i] = entries[..., index]
     return matrix
-
-
-def _along(field, operators):
-    """One matrix along each spatial axis."""
-    for axis, operator in enumerate(operators, 1):
-        field = along_axis(field, operator, axis)
-    return field
-
-
-def _fit(operator: np.ndarray) -> np.ndarray:
-    """The matrix that finds the control points of given voxels by least squares."""
-    exact = operator.astype("float64")
-    normal = exact.T @ exact + 1e-3 * np.eye(exact.shape[1])
-    return np.linalg.solve(normal, exact.T).astype("float32")
 
 
 def _stiffness(control):

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -56,8 +56,19 @@ class Descender:
 
 @functools.lru_cache(maxsize=16)
 def _descender(similarity, group: Group, dimensions: int, config: str, shapes) -> Descender:
-    optimizer = keras.optimizers.deserialize(json.loads(config))
-    return Descender(similarity, group.generators(dimensions), optimizer, shapes)
+    return Descender(similarity, group.generators(dimensions), deserialised(config), shapes)
+
+
+def serialised(optimizer: keras.optimizers.Optimizer) -> str:
+    """Return what makes the same optimizer anew, alike for alike ones: compiled code is kept."""
+    config = keras.optimizers.serialize(optimizer)
+    config["config"].pop("name", None)  # Keras numbers them
+    return json.dumps(config, sort_keys=True)
+
+
+def deserialised(config: str) -> keras.optimizers.Optimizer:
+    """Return a new optimizer, with no state."""
+    return keras.optimizers.deserialize(json.loads(config))
 
 
 def descend(
@@ -65,7 +76,7 @@ def descend(
     similarity: LogRatio,
     group: Group,
     optimizer: keras.optimizers.Optimizer,
-    stages: list[Stage],
+    stages: Sequence[Stage],
     matrices: np.ndarray,
     seed: int,
     progress: Progress,
@@ -80,9 +91,8 @@ def descend(
     size = group.size(pairs.dimensions)
     variables = to_tensors([np.zeros((pairs.count, size), "float32")])
     variables += similarity.initial(pairs.count, *pairs.channels, seed)
-    config = json.dumps(keras.optimizers.serialize(optimizer), sort_keys=True)
     shapes = tuple(tuple(variable.shape) for variable in variables)
-    compiled = _descender(similarity, group, pairs.dimensions, config, shapes)
+    compiled = _descender(similarity, group, pairs.dimensions, serialised(optimizer), shapes)
     compiled.restart(variables)
     base, images = to_tensors(matrices.astype("float32")), to_tensors(pairs.images(owner))
     finest = pairs.voxel(-1)

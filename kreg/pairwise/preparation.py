@@ -120,6 +120,15 @@ class Standardisation(Preparation):
 
 
 @dataclass(frozen=True)
+class Unchanged(Preparation):
+    """d = I: grey values as they are, for losses that a network was trained with."""
+
+    def levels(self, image, mask, count):
+        """Return the levels of the pyramid, of the image's own range."""
+        return _pyramid(image, count, mask)
+
+
+@dataclass(frozen=True)
 class EdgeStrength(Preparation):
     """d = local normalisation of log(abs(grad G*I) / max + floor): where edges are, not which way.
 

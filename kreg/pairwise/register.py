@@ -7,12 +7,15 @@ import keras
 import numpy as np
 
 from kreg.groups import Group
-from kreg.pairwise.dense import Field, GaussNewton, deform, mirrored
+from kreg.losses import MINE
+from kreg.pairwise.dense import GaussNewton, deform
 from kreg.pairwise.descent import descend
+from kreg.pairwise.field import Field, mirrored
 from kreg.pairwise.fisher import FisherScoring
+from kreg.pairwise.free_form import descend_field
 from kreg.pairwise.images import IN_MEMORY, Image, as_mask, check_spacing
 from kreg.pairwise.pairs import Pairs, Side
-from kreg.pairwise.preparation import LocalNormalisation, Preparation
+from kreg.pairwise.preparation import LocalNormalisation, Preparation, Unchanged
 from kreg.pairwise.progress import Progress
 from kreg.pairwise.result import Registration
 from kreg.pairwise.samplers import Sampler, UniformSampler
@@ -23,7 +26,7 @@ from kreg.pairwise.similarity import GaussianRatio, HistogramRatio, LogRatio, as
 from kreg.pairwise.start import Start, find_start
 from kreg.pairwise.tiles import TILE_STEPS, refine_by_tiles, tile_rounds
 from kreg.pairwise.verdict import Ending, judge, judge_dense
-from kreg.transforms import Linear, Transform
+from kreg.transforms import FreeForm, Linear, Transform
 
 # Defaults: frozen, so that all calls may share them.
 _AFFINE = Linear()
@@ -32,10 +35,15 @@ _UNIFORM = UniformSampler()
 _SCORING = FisherScoring()
 _GAUSS_NEWTON = GaussNewton()
 _MULTI_START = MultiStart()
-_NORMALISED = LocalNormalisation()
+_NORMALISED, _RAW = LocalNormalisation(), Unchanged()
+#: Displacements follow finer structure, and what is but noise in flat regions misleads them.
+_FINE = LocalNormalisation(width=0.02, floor=0.05)
 #: Displacements: the coarsest level is about this many times smaller, but no smaller than this.
 _SHRINK, _SMALLEST = 16, 6
-_DENSE_SCHEDULE = CoarseToFine(steps=(6, 6, 6))
+#: Voxels of a level that a control point may move in one step of Adam.
+_RATE = 0.1
+_GAUSS_NEWTON_SCHEDULE = CoarseToFine(steps=(6, 6, 6))
+_DESCENT_SCHEDULE = CoarseToFine(steps=(40, 40, 40))
 
 
 def _matrices(start, images: "_Images") -> np.ndarray:
@@ -114,7 +122,7 @@ def _of_pair(history: dict[str, list], pair: int) -> dict[str, list]:
 class _Images:
     """Both images of a batch of pairs, checked, and what makes `Pairs` of them."""
 
-    def __init__(self, images, masks, spacings, preparation, sampler, *, grey: bool):
+    def __init__(self, images, masks, spacings, sampler):
         self.fixed, self.moving = images
         _check_pair(*images)
         self.dimensions = len(self.fixed.shape)
@@ -132,16 +140,21 @@ class _Images:
         # The unit of the normalised world: half the longest side of the two images.
         extents = [max(s * im.shape) for s, im in zip(self.spacings, images, strict=True)]
         self.unit = max(extents) / 2
-        self._preparation, self._sampler = preparation, sampler
-        self._grey = grey or max(image.channels for image in images) == 1
+        self._sampler = sampler
+        self._one_channel = max(image.channels for image in images) == 1
 
-    def pairs(self, coarsest: int | None = None) -> tuple[Pairs, Pairs]:
-        """Return pairs of grey images, and of coloured ones where the similarity compares them."""
-        grey = self._made(True, coarsest)
-        return grey, grey if self._grey else self._made(False, coarsest)
+    def pairs(self, preparation, similarity, coarsest: int | None = None) -> tuple[Pairs, Pairs]:
+        """Return pairs of grey images, and those that the similarity compares."""
+        usual = preparation or (_NORMALISED if coarsest is None else _FINE)
+        grey = self._made(True, usual, coarsest)
+        if not isinstance(similarity, LogRatio):
+            return grey, self._made(False, preparation or _RAW, coarsest)
+        if similarity.grey or self._one_channel:
+            return grey, grey
+        return grey, self._made(False, usual, coarsest)
 
-    def _made(self, grey: bool, coarsest: int | None) -> Pairs:
-        options = {"grey": grey, "preparation": self._preparation, "coarsest": coarsest}
+    def _made(self, grey: bool, preparation: Preparation, coarsest: int | None) -> Pairs:
+        options: dict[str, Any] = {"grey": grey, "preparation": preparation, "coarsest": coarsest}
         fixed, moving = (
             Side(image, mask, spacing / self.unit, **options)
             for image, mask, spacing in zip(
@@ -159,24 +172,56 @@ class _Images:
         return _rescaled(matrix, 1 / self.unit)
 
 
-class _Plan(NamedTuple):
-    """The stages of one part of a transform, none where it has no such part."""
+class _Part(NamedTuple):
+    """One part of a transform, the linear or the dense one: what it climbs, and how."""
 
-    pairs: Any
-    colour: Any
-    stages: list[Stage]
+    similarity: Any
+    optimizer: Any
+    pairs: Any = None
+    colour: Any = None
+    #: None where the transform has no such part.
+    stages: Sequence[Stage] = ()
 
 
-def _plan(transform: Transform, similarity, schedule, optimizer, images: _Images):
-    """Return the plans of the linear and of the dense part."""
-    linear = dense = _Plan(None, None, [])
+def _parts(transform: Transform, similarity, optimizer) -> tuple[_Part, _Part]:
+    """Return similarity and optimizer of the linear and of the dense part, or raise ValueError."""
+    free = isinstance(transform.dense, FreeForm)
+    kinds: list[type] = []
     if transform.linear is not None:
-        pairs, colour = images.pairs()
+        kinds += [FisherScoring, keras.optimizers.Optimizer]
+    if transform.dense is not None:
+        kinds.append(keras.optimizers.Optimizer if free else GaussNewton)
+    if optimizer is not None and not isinstance(optimizer, tuple(kinds)):
+        names = " or ".join(
+            f"{kind.__module__.split('.')[0]}'s {kind.__name__}" for kind in dict.fromkeys(kinds)
+        )
+        raise ValueError(
+            f"Expected `optimizer` to be an object of {names} for {transform}. "
+            f"Received: {optimizer!r}."
+        )
+    # A Keras optimizer has variables: not one for all that waits from the import on.
+    optimizers = [_SCORING, keras.optimizers.Adam(_RATE) if free else _GAUSS_NEWTON]
+    if optimizer is not None:
+        of_dense = free and isinstance(optimizer, keras.optimizers.Optimizer)
+        optimizers[of_dense or isinstance(optimizer, GaussNewton)] = optimizer
+    similarities = [_HISTOGRAM, _GAUSSIAN]
+    if free and isinstance(similarity, keras.losses.Loss) and not isinstance(similarity, MINE):
+        similarities[1] = similarity
+    elif similarity is not None:
+        similarities = [as_log_ratio(similarity)] * 2
+    linear, dense = (_Part(*one) for one in zip(similarities, optimizers, strict=True))
+    return linear, dense
+
+
+def _planned(linear: _Part, dense: _Part, transform: Transform, schedule, preparation, images):
+    """Return both parts with their images and stages."""
+    if transform.linear is not None:
+        pairs, colour = images.pairs(preparation, linear.similarity)
         own = schedule
         if own is None or transform.dense is not None:
-            second_order = isinstance(optimizer, FisherScoring)
-            own = similarity.schedule if second_order else AllLevels(steps=300, samples=4096)
-        linear = _Plan(pairs, colour, own.stages(pairs.levels - 1))
+            second_order = isinstance(linear.optimizer, FisherScoring)
+            own = linear.similarity.schedule if second_order else AllLevels(steps=300, samples=4096)
+        linear = linear._replace(pairs=pairs, colour=colour, stages=own.stages(pairs.levels - 1))
     if transform.dense is not None:
         large = [image for image in (images.fixed, images.moving) if image.voxels > IN_MEMORY]
         if large:
@@ -186,43 +231,34 @@ def _plan(transform: Transform, similarity, schedule, optimizer, images: _Images
                 f"result (`kreg.ops.resize`). Received: sizes {[image.shape for image in large]}."
             )
         longest = max(*images.fixed.shape, *images.moving.shape)
-        pairs, colour = images.pairs(max(longest // _SHRINK, _SMALLEST))
-        stages = (schedule or _DENSE_SCHEDULE).stages(pairs.levels - 1)
+        coarsest = max(longest // _SHRINK, _SMALLEST)
+        pairs, colour = images.pairs(preparation, dense.similarity, coarsest)
+        second_order = isinstance(dense.optimizer, GaussNewton)
+        usual = _GAUSS_NEWTON_SCHEDULE if second_order else _DESCENT_SCHEDULE
+        stages = (schedule or usual).stages(pairs.levels - 1)
         if any(len(stage.levels) != 1 for stage in stages):
             raise ValueError(
                 "Expected a schedule of one level after another for a displacement, such as "
                 f"CoarseToFine(). Received: {schedule}."
             )
-        dense = _Plan(pairs, colour, stages)
+        dense = dense._replace(pairs=pairs, colour=colour, stages=stages)
     return linear, dense
 
 
-def _optimizers(transform: Transform, optimizer) -> tuple[Any, GaussNewton]:
-    """Return the optimizers of the linear and of the dense part, or raise ValueError."""
-    kinds: list[type] = []
-    if transform.linear is not None:
-        kinds += [FisherScoring, keras.optimizers.Optimizer]
-    if transform.dense is not None:
-        kinds.append(GaussNewton)
-    if optimizer is not None and not isinstance(optimizer, tuple(kinds)):
-        names = " or ".join(f"{kind.__module__.split('.')[0]}'s {kind.__name__}" for kind in kinds)
-        raise ValueError(
-            f"Expected `optimizer` to be an object of {names} for {transform}. "
-            f"Received: {optimizer!r}."
-        )
-    if isinstance(optimizer, GaussNewton):
-        return _SCORING, optimizer
-    return optimizer or _SCORING, _GAUSS_NEWTON
+def _find(dense: _Part, pairs: Pairs, transform, stages, matrices, start: Field, seed, progress):
+    """Yield the displacement after each step of the dense part."""
+    find = deform if isinstance(dense.optimizer, GaussNewton) else descend_field
+    options = dense.similarity, transform.dense, dense.optimizer
+    return find(pairs, *options, stages, matrices, start, seed, progress)
 
 
-def _climb(linear: _Plan, similarity, group: Group, optimizer, matrices, seed, progress):
+def _climb(linear: _Part, group: Group, matrices, seed, progress):
     """Yield the matrices after each step of the linear part."""
+    similarity, optimizer, stages = linear.similarity, linear.optimizer, linear.stages
     if isinstance(optimizer, FisherScoring):
         scoring = Scoring(linear.colour, similarity, np.arange(len(matrices)), seed, progress)
-        return scoring.climb(matrices, group, linear.stages, optimizer)
-    return descend(
-        linear.colour, similarity, group, optimizer, linear.stages, matrices, seed, progress
-    )
+        return scoring.climb(matrices, group, stages, optimizer)
+    return descend(linear.colour, similarity, group, optimizer, stages, matrices, seed, progress)
 
 
 def register(
@@ -235,7 +271,7 @@ def register(
     sampler: Sampler = _UNIFORM,
     optimizer: FisherScoring | GaussNewton | keras.optimizers.Optimizer | None = None,
     start: MultiStart | np.ndarray | None = _MULTI_START,
-    preparation: Preparation = _NORMALISED,
+    preparation: Preparation | None = None,
     fixed_mask: Any = None,
     moving_mask: Any = None,
     fixed_spacing: Sequence[float] | None = None,
@@ -258,21 +294,25 @@ def register(
             ``(batch, *spatial, channels)``, which a volume with channels needs as well; an array
             of rank 3 has channels if its last axis is 4 or shorter, else it is a volume. Sizes,
             channels and grey values may differ.
-        transform: what is looked for: `kreg.transforms.Linear` of a group, `Dense`, or
+        transform: what is looked for: `kreg.transforms.Linear` of a group; the displacements
+            `Dense` (by Gauss-Newton, fast), `FreeForm` and `Velocity` (by any loss); or
             `Composed` of both.
         similarity: `kreg.pairwise.HistogramRatio`, `CriticRatio` or `GaussianRatio`; or the loss
             that goes with it: `kreg.losses.MutualInformation`, `MINE` (of which the network's
-            widths and activation count), `NCC`. Where None, the histogram for the linear part
+            widths and activation count), `NCC`. For `FreeForm` and `Velocity` any loss on
+            images, which sees them as they are. Where None, the histogram for the linear part
             and, more exact where grey values go together, the Gaussian for a displacement.
         schedule: `kreg.pairwise.CoarseToFine` or `AllLevels` (linear transforms alone); what
             suits the similarity if None.
         sampler: `kreg.pairwise.UniformSampler` or `EdgeSampler`, for linear transforms.
         optimizer: `kreg.pairwise.FisherScoring` or any Keras optimizer for linear transforms,
-            `GaussNewton` for displacements; what suits the transform if None.
+            `GaussNewton` for `Dense`, any Keras optimizer for `FreeForm` and `Velocity`, in
+            voxels of each level (then the linear part has its own); what suits them if None.
         start: `kreg.pairwise.MultiStart`, a matrix to start from (as in the result), or None for
-            the identity. `Dense` alone keeps the matrix, and does not search; it also starts from a
-            displacement ``([batch,] *spatial, D)``, such as a network's prediction.
-        preparation: `kreg.pairwise.LocalNormalisation` or `Standardisation`.
+            the identity. A displacement alone keeps the matrix, and does not search; it also
+            starts from a displacement ``([batch,] *spatial, D)``, such as a network's prediction.
+        preparation: `kreg.pairwise.LocalNormalisation`, `Standardisation` or another; where None,
+            local normalisation, finer for a displacement, and nothing for a loss on images.
         fixed_mask, moving_mask: weights of the voxels, of the spatial shape of their image.
         fixed_spacing, moving_spacing: distance of voxel centres along each axis; 1 where None.
         seed: of everything random.
@@ -290,16 +330,13 @@ def register(
             mask is empty, the group does not exist in 3-D, the optimizer is not one for the
             transform, or a displacement is asked for of images beyond 8 million voxels.
     """
-    similarities = (
-        (_HISTOGRAM, _GAUSSIAN) if similarity is None else (as_log_ratio(similarity),) * 2
-    )
     _check_kinds(
         transform=(transform, Transform),
         schedule=(schedule, Schedule | None),
         sampler=(sampler, Sampler),
-        preparation=(preparation, Preparation),
+        preparation=(preparation, Preparation | None),
     )
-    optimizers = _optimizers(transform, optimizer)
+    linear, dense = _parts(transform, similarity, optimizer)
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
     for callback in callbacks:
         _check_kinds(callbacks=(callback, keras.callbacks.Callback))
@@ -307,14 +344,12 @@ def register(
         (Image(fixed, "fixed"), Image(moving, "moving")),
         (fixed_mask, moving_mask),
         (fixed_spacing, moving_spacing),
-        preparation,
         sampler,
-        grey=all(one.grey for one in similarities),
     )
     group = None if transform.linear is None else transform.linear.group
     if group is not None:
         group.generators(images.dimensions)  # raises where there is no such group
-    linear, dense = _plan(transform, similarities[0], schedule, optimizers[0], images)
+    linear, dense = _planned(linear, dense, transform, schedule, preparation, images)
     rounds = tile_rounds(linear.pairs) if linear.stages else []
     total = sum(stage.steps for stage in linear.stages)
     total += len(rounds) * TILE_STEPS + sum(stage.steps for stage in dense.stages)
@@ -328,27 +363,23 @@ def register(
             if isinstance(start, MultiStart):
                 begin = find_start(linear.pairs, start, group, seed)
                 matrices = begin.matrices
-            climbing = _climb(
-                linear, similarities[0], group, optimizers[0], matrices, seed, progress
-            )
-            for current in climbing:
+            for current in _climb(linear, group, matrices, seed, progress):
                 matrices = current  # step by step, so that an interrupt keeps the last one
         for factor in rounds:
             if group is not None and not progress.stopped:
                 matrices = refine_by_tiles(
-                    linear.pairs, group, matrices, factor, preparation, seed, progress
+                    linear.pairs,
+                    group,
+                    matrices,
+                    factor,
+                    preparation or _NORMALISED,
+                    seed,
+                    progress,
                 )
         if transform.dense is not None and not progress.stopped:
-            for field in deform(  # noqa: B007 - the last one is the result
-                dense.colour,
-                similarities[1],
-                transform.dense,
-                optimizers[1],
-                dense.stages,
-                matrices,
-                Field.still(dense.pairs) if refined is None else refined,
-                seed,
-                progress,
+            beginning = Field.still(dense.pairs) if refined is None else refined
+            for field in _find(  # noqa: B007 - the last one is the result
+                dense, dense.colour, transform, dense.stages, matrices, beginning, seed, progress
             ):
                 pass
     except KeyboardInterrupt:
@@ -359,11 +390,10 @@ def register(
     ending = Ending(interrupted, motion)
     if transform.dense is not None:
         field = (field or Field.still(dense.pairs)).whole(dense.pairs)
-        *_, null = deform(
+        *_, null = _find(
+            dense,
             mirrored(dense.colour),
-            similarities[1],
-            transform.dense,
-            optimizers[1],
+            transform,
             [stage for stage in dense.stages if stage.levels[0] >= dense.pairs.coarse],
             matrices,
             Field.still(dense.pairs),

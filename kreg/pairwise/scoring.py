@@ -72,6 +72,13 @@ class Scoring:
         )
         return [keras.ops.convert_to_numpy(value) for value in rest]
 
+    def evaluate(self, matrices, group: Group, levels, samples):
+        """Return similarity and overlap of matrices, as arrays; the log-ratio has no weights."""
+        compiled = scorer(self.similarity, group, self.pairs.dimensions)
+        draw = self._draw(levels, samples)
+        values = compiled.evaluate(self.images, *draw, to_tensors(matrices.astype("float32")))
+        return [keras.ops.convert_to_numpy(value) for value in values]
+
     def steps(
         self, matrices, group: Group, stage: Stage, optimizer: FisherScoring, name: str = ""
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:

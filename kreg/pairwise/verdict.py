@@ -7,7 +7,7 @@ from keras import ops
 
 from kreg.groups import Group, Similarity
 from kreg.ops.displacement import jacobian_determinant
-from kreg.pairwise.dense import Field, deformed, mirrored
+from kreg.pairwise.field import Field, deformed, mirrored
 from kreg.pairwise.fisher import exponential
 from kreg.pairwise.pairs import Pairs
 from kreg.pairwise.scoring import Scoring
@@ -27,7 +27,8 @@ _AMBIGUOUS = 0.9
 _ENOUGH = 4
 #: Voxels that a corner may move in the last step, and still count as found.
 _RESTLESS = 1.0
-#: A displacement must fit this many times better than one of the mirrored image.
+#: A displacement must fit this many times better than one of the mirrored image, or need as many
+#: times less motion for as good a fit, or both in part.
 _BEYOND = 1.5
 #: Lengths may shrink or grow by this factor at most.
 _STRETCH = 4.0
@@ -53,7 +54,6 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
     wrong = _displaced(matrices, pairs, np.random.default_rng(seed))
     similarity, overlap = _scores(pairs, wrong, pairs.coarse, _SAMPLES, seed)
     fine = np.stack([matrices, np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)], 1)
-    fine = np.repeat(fine, 4, axis=1)  # as many as the finalists of a start: compiled already
     after, share = _scores(pairs, fine, 0, 4096, seed)
     verdicts = []
     for pair in range(pairs.count):
@@ -81,8 +81,8 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
             reason = f"the similarity, {found:.3g}, is not above chance, {limit:.3g}"
         elif runner_up is not None and runner_up > _AMBIGUOUS:
             reason = f"another place fits almost as well: {runner_up:.0%} of the similarity"
-        elif after[pair, 0] < 0.9 * after[pair, 4] - 0.01:
-            reason = f"the similarity fell, from {after[pair, 4]:.3g} to {after[pair, 0]:.3g}"
+        elif after[pair, 0] < 0.9 * after[pair, 1] - 0.01:
+            reason = f"the similarity fell, from {after[pair, 1]:.3g} to {after[pair, 0]:.3g}"
         elif ending.motion[pair] > _RESTLESS:
             reason = f"it still moved by {ending.motion[pair]:.2g} voxels in its last step"
         trusted = reason is None and not ending.interrupted
@@ -90,7 +90,7 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
             reason = "interrupted: the last transform" + (f"; {reason}" if reason else "")
         verdicts.append(
             {
-                "similarity_before": max(float(after[pair, 4]), 0.0),
+                "similarity_before": max(float(after[pair, 1]), 0.0),
                 "similarity_after": max(float(after[pair, 0]), 0.0),
                 "overlap": float(share[pair, 0]),
                 "chance": float(limit),
@@ -108,7 +108,8 @@ def judge_dense(
     """Return, for each pair, what a `Registration` says of its displacement.
 
     The warped image stands in for the moving one, which it should fit as it is. A displacement
-    has the freedom to make unrelated images fit too: how well, the mirrored one tells.
+    has the freedom to make unrelated images fit too: how well, and at the cost of how much motion,
+    the mirrored one tells.
 
     Args:
         pairs: what was registered.
@@ -126,14 +127,16 @@ def judge_dense(
     found, by_chance = (
         _scores(one, still[:, None], pairs.coarse, 4096, seed)[0][:, 0] for one in (warped, mirror)
     )
+    motion, by_chance_motion = (_size(one) for one in (field, null))
     volumes = ops.convert_to_numpy(jacobian_determinant(field.values))
     for pair, (verdict, volume) in enumerate(zip(verdicts, volumes, strict=True)):
         verdict["similarity_before"] = max(float(before[pair, 0]), 0.0)
-        if verdict["trusted"] and found[pair] < _BEYOND * by_chance[pair]:
+        ease = by_chance_motion[pair] / max(motion[pair], 1e-6)
+        if verdict["trusted"] and found[pair] * ease < _BEYOND * by_chance[pair]:
             verdict["trusted"] = False
             verdict["reason"] = (
-                "the mirrored image can be deformed to fit as well: "
-                f"{by_chance[pair] / found[pair]:.0%} of the similarity"
+                f"the mirrored image can be deformed to fit as well: {ease:.2g} times the motion "
+                f"gives {by_chance[pair] / found[pair]:.0%} of the similarity"
             )
         if folds := np.mean(volume <= 0):
             verdict["trusted"] = False
@@ -142,6 +145,12 @@ def judge_dense(
             verdict["trusted"] = False
             verdict["reason"] = f"the matrix is degenerate: it changes lengths {stretch:.3g} times"
     return verdicts
+
+
+def _size(field: Field) -> np.ndarray:
+    """Return the root of the mean squared displacement of each pair, in units of the world."""
+    world = field.values * field.frame.spacing
+    return np.sqrt(np.mean(np.sum(world**2, axis=-1), axis=tuple(range(1, world.ndim - 1))))
 
 
 def _needed(runner_up: float | None) -> float:
@@ -162,7 +171,7 @@ def _scores(pairs: Pairs, matrices, level: int, samples: int, seed: int):
     count = matrices.shape[1]
     scoring = Scoring(pairs, COARSE, np.repeat(np.arange(pairs.count), count), seed)
     flat = matrices.reshape(-1, *matrices.shape[2:])
-    _, _, similarity, overlap = scoring.score(flat, Similarity(), (level,), samples)
+    similarity, overlap = scoring.evaluate(flat, Similarity(), (level,), samples)
     corrected = similarity - COARSE.bias(samples * np.maximum(overlap, 0.1))
     return corrected.reshape(-1, count), overlap.reshape(-1, count)
 

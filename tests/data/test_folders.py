@@ -1,4 +1,5 @@
 import gc
+import pickle
 
 import keras
 import numpy as np
@@ -7,6 +8,7 @@ from skimage.io import imsave
 
 import kreg
 from kreg.data import FolderPairs
+from kreg.data.folders import RandomFolderPairs
 
 
 @pytest.fixture
@@ -110,6 +112,107 @@ def test_fit_takes_them(folders):
     model = kreg.RegistrationModel({"moving": moving, "fixed": fixed}, {"warped": warped})
     model.compile("sgd", loss={"warped": "mse"})
     assert np.isfinite(model.fit(pairs, verbose=0).history["loss"]).all()
+
+
+def small_model(shape):
+    inputs = {name: keras.Input(shape, name=name) for name in ("moving", "fixed")}
+    warped = keras.layers.Conv2D(1, 1, kernel_initializer="ones", name="warped")(inputs["moving"])
+    model = kreg.RegistrationModel(inputs, {"warped": warped})
+    model.compile("sgd", loss={"warped": "mse"})
+    return model
+
+
+def test_threads_read_the_same_pairs(folders):
+    fill(folders, "abcdefg")
+    alone, together = (FolderPairs(*folders, batch_size=2, workers=n) for n in (1, 2))
+    model = small_model(alone.image_shape)
+    expected = model.evaluate(alone, verbose=0)
+    assert expected > 0.1
+    assert model.evaluate(together, verbose=0) == pytest.approx(expected, rel=1e-5)
+    assert np.isfinite(model.fit(together, epochs=2, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize("kind", [FolderPairs, RandomFolderPairs])
+def test_other_processes_may_read_them(folders, kind):
+    fill(folders, "abc")
+    pairs = kind(*folders, batch_size=2)
+    there = pickle.loads(pickle.dumps(pairs))
+    np.testing.assert_array_equal(there[0][0]["moving"], pairs[0][0]["moving"])
+
+
+def test_label_maps_beside_the_images(folders):
+    """The class in the docstring of `FolderPairs`."""
+    fill(folders, "abc", ".npy")
+    for side, folder in zip(("moving", "fixed"), folders, strict=True):
+        (folder.parent / f"{side}_labels").mkdir()
+        for i, name in enumerate("abc"):
+            label = i + 2 if side == "moving" else 4
+            np.save(folder.parent / f"{side}_labels" / f"{name}.npy", np.full((6, 5), label))
+
+    class Labelled(FolderPairs):
+        def __getitem__(self, batch):
+            (data,) = super().__getitem__(batch)
+            for side, chosen in zip(("moving", "fixed"), self.indices(batch), strict=True):
+                where = folders[0].parent / f"{side}_labels"
+                maps = np.stack([np.load(where / f"{self.names[i]}.npy") for i in chosen])
+                data[f"{side}_labels"] = np.float32(maps[..., None] == [2, 3, 4])  # one-hot
+            return (data,)
+
+    pairs = Labelled(*folders, batch_size=3, shuffle=True)
+    (data,) = pairs[0]
+    images = np.round(255 * data["moving"][:, 0, 0, 0]).astype(int)
+    assert images.tolist() != [0, 1, 2]
+    np.testing.assert_array_equal(data["moving_labels"][:, 0, 0], np.eye(3)[images])
+    np.testing.assert_array_equal(data["fixed_labels"][:, 5, 4], np.eye(3)[[2, 2, 2]])
+
+
+# --- random pairs ---
+
+
+def test_any_file_meets_any_other_but_never_itself(folders):
+    fill(folders, "abcd")
+    pairs = RandomFolderPairs(folders[0], str(folders[0]), batch_size=50, steps=2)
+    moving, fixed = drawn(pairs)
+    assert len(moving) == 100
+    assert set(zip(moving, fixed, strict=True)) == {
+        (i, j) for i in range(4) for j in range(4) if i != j
+    }
+
+
+def test_files_of_two_folders_may_have_equal_names(folders):
+    fill(folders, "ab")
+    (folders[1] / "b.png").unlink()
+    pairs = RandomFolderPairs(*folders, batch_size=30, steps=1)
+    moving, fixed = drawn(pairs)
+    assert set(moving) == {0, 1}
+    assert set(fixed) == {100}
+    assert (pairs.moving_names, pairs.fixed_names) == (["a", "b"], ["a"])
+
+
+def test_random_files_depend_on_seed_epoch_and_batch_alone(folders):
+    fill(folders, "abcdefgh")
+
+    def make(**options):
+        return RandomFolderPairs(*folders, batch_size=6, steps=3, **options)
+
+    pairs = make()
+    first = drawn(pairs)
+    assert drawn(make()) == first
+    assert drawn(make(seed=1)) != first
+    assert pairs.indices(0)[0].tolist() != pairs.indices(1)[0].tolist()
+    pairs.on_epoch_end()
+    assert drawn(pairs) != first
+    stale = make(fresh=False)
+    stale.on_epoch_end()
+    assert drawn(stale) == first
+
+
+def test_refuses_a_file_alone_and_no_steps(folders):
+    fill(folders, "a")
+    with pytest.raises(ValueError, match=r"at least two files.*Received: a in .*moving"):
+        RandomFolderPairs(folders[0], folders[0])
+    with pytest.raises(ValueError, match=r"`steps` >= 1\. Received: 0"):
+        RandomFolderPairs(*folders, steps=0)
 
 
 # --- what is refused ---

@@ -18,6 +18,7 @@ from kreg.layers import (
     DepthToSpace,
     DisplacePoints,
     IntegrateVelocity,
+    JointSaliency,
     MatrixExpAffine,
     MatrixToDisplacement,
     ResizeDisplacement,
@@ -25,7 +26,13 @@ from kreg.layers import (
     Standardise,
     ThinPlateSpline,
 )
-from kreg.ops import bspline_grid_shape, nearest_border, reflect_border, sample_nearest
+from kreg.ops import (
+    TensorCorrelation,
+    bspline_grid_shape,
+    nearest_border,
+    reflect_border,
+    sample_nearest,
+)
 from tests.fields import smooth_field
 from tests.fresh_process import Saved, in_fresh_process
 
@@ -47,6 +54,11 @@ def field(shape, batch):
 def image(shape, batch, channels=3):
     rng = np.random.default_rng(1)
     return rng.uniform(size=(batch, *shape, channels)).astype("float32")
+
+
+def two_images(shape, batch):
+    first = image(shape, batch)
+    return [first, np.flip(first, axis=-1) ** 2]
 
 
 def matrix(shape, batch):
@@ -128,6 +140,12 @@ CASES = {
     "IntegrateVelocity": Case(
         lambda **options: IntegrateVelocity(3, **options),
         lambda shape, batch: [field(shape, batch)],
+    ),
+    "JointSaliency": Case(
+        lambda **options: JointSaliency(TensorCorrelation((0.5, 1.0), contrast=0.2), **options),
+        two_images,
+        any_size=False,
+        trained=1,
     ),
     "ResizeDisplacement": Case(
         ResizeDisplacement,

@@ -11,10 +11,12 @@ from kreg.losses import (
     MINE,
     NCC,
     BendingEnergy,
+    Charbonnier,
     Critic,
     Diffusion,
     FieldLoss,
     Folding,
+    GradientMagnitude,
     ImageLoss,
     InverseConsistency,
     LandmarkDistance,
@@ -50,6 +52,8 @@ IMAGE_LOSSES = {
     "MIND": lambda **options: MIND(window=5, distance=1, **options),
     "NormalisedGradientFields": lambda **options: NormalisedGradientFields(0.5, **options),
     "SoftDice": SoftDice,
+    "Charbonnier": lambda **options: Charbonnier(0.01, **options),
+    "GradientMagnitude": lambda **options: GradientMagnitude(0.01, **options),
     "WeightedSum-images": weighted_image_losses,
 }
 FIELD_LOSSES = {

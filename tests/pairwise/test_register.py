@@ -427,7 +427,7 @@ BAD = {
     "optimizer": ((GOOD, GOOD), {"optimizer": "adam"}, r"`optimizer`.*FisherScoring.*'adam'"),
     "sampler": ((GOOD, GOOD), {"sampler": "edges"}, r"`sampler`.*Sampler.*'edges'"),
     "schedule": ((GOOD, GOOD), {"schedule": 3}, r"`schedule`.*Schedule.*Received: 3"),
-    "preparation": ((GOOD, GOOD), {"preparation": None}, r"`preparation`.*Received: None"),
+    "preparation": ((GOOD, GOOD), {"preparation": 2}, r"`preparation`.*Received: 2"),
     "callbacks": ((GOOD, GOOD), {"callbacks": [print]}, r"`callbacks`.*Callback.*Received"),
     "start": ((GOOD, GOOD), {"start": "multi"}, r"`start`.*MultiStart.*Received: 'multi'"),
     "start class": ((GOOD, GOOD), {"start": MultiStart}, r"`start`.*MultiStart\(\).*Received"),

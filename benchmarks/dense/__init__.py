@@ -1,0 +1,1 @@
+"""Displacements of single pairs: kreg beside elastix, demons, SyN, optical flow."""
