@@ -6,7 +6,7 @@ import kreg  # before keras: it silences TensorFlow's start-up messages
 import keras
 import numpy as np
 
-from kreg.pairwise import CoarseToFine, LocalNormalisation, Standardisation
+from kreg.pairwise import CoarseToFine, GaussNewton, LocalNormalisation, Standardisation
 from kreg.transforms import Dense
 
 _GREY = Standardisation()
@@ -21,7 +21,8 @@ SETTINGS = {
     "mnist": {
         "transform": Dense(2, 0, 0.1),
         "preparation": _GREY,
-        "schedule": CoarseToFine((20, 20, 30)),
+        "schedule": CoarseToFine((12, 12, 16)),
+        "optimizer": GaussNewton(iterations=8),
     },
     "warped brain": {"transform": Dense(4, 1e-2, 1e-2)},
     "two brains": {

@@ -115,9 +115,11 @@ def _ants(fixed, moving, **options):
 
 
 def ants_mean_squares(fixed, moving):
-    """ANTs: SyNOnly by mean squares, as it comes."""
+    """ANTs: SyNOnly by mean squares, 100, 70 and 50 iterations (its default, 40, 20 and 0, which
+    leaves the finest level out, ends at a correlation of .90 instead of .97).
+    """
     return _ants(fixed, moving, type_of_transform="SyNOnly", syn_metric="meansquares",
-                 initial_transform="Identity")  # fmt: skip
+                 reg_iterations=(100, 70, 50), initial_transform="Identity")  # fmt: skip
 
 
 def ants_cc(fixed, moving):

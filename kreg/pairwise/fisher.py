@@ -1,7 +1,6 @@
 """Fisher scoring: a second-order step for transforms of few coefficients."""
 
 import functools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,9 @@ from keras import ops
 from kreg import backend
 from kreg.ops.linear import transform_points
 from kreg.pairwise.blocks import carried, read
+
+#: Evaluations of fewer numbers than this are not worth the seconds that XLA takes.
+_COMPILED = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Scorer:
         self.trained_only = backend.jit(self._train)
         self.step = backend.jit(self._step)
 
-        # A verdict asks twice, each time for other shapes: not worth the seconds that XLA takes.
-        self.evaluate = backend.jit(self._evaluate, math.inf)
+        # A verdict asks twice, each time for other shapes: for one pair not worth XLA's seconds.
+        self.evaluate = backend.jit(self._evaluate, _COMPILED)
 
     def _evaluate(self, images, points, block, matrix):
         """The similarity, by a log-ratio without weights, and the overlap."""
