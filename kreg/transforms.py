@@ -9,8 +9,10 @@ from kreg.groups import Affine, Group
 from kreg.layers import IntegrateVelocity
 from kreg.losses import Diffusion, Folding, WeightedSum
 
-#: A default that all transforms share: compiled code is kept for it.
+#: Defaults that all transforms share: compiled code is kept for them. What a velocity means does
+#: not fold, however it shrinks.
 _SMOOTH = WeightedSum([Diffusion(), Folding(0.1)], [0.01, 1.0])
+_SMOOTH_VELOCITY = WeightedSum([Diffusion()], [0.01])
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Velocity(FreeForm):
         ValueError: if `spacing` is below 1, `penalty` is no loss, or `steps` is negative.
     """
 
+    penalty: keras.losses.Loss = _SMOOTH_VELOCITY
     steps: int = 6
 
     def __post_init__(self):

@@ -24,6 +24,10 @@ from benchmarks.dense.cases import GROUPS
 from benchmarks.dense.worker import METHODS
 from benchmarks.report import ROOT, provenance
 
+#: For all libraries, which size their pools as they are imported; one core holds all threads.
+ONE_THREAD = {
+    f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "VECLIB", "NUMEXPR")
+} | {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 #: How many pairs of a group stand behind one time.
 PAIRS = {"mnist fives": 200, "mnist all": 200}
 
@@ -33,8 +37,10 @@ def _one(method: str, group: str, folder: Path, cases: list, options) -> dict | 
     python = options.ants_python if method.startswith("ANTs") else sys.executable
     command = [python, "-m", "benchmarks.dense.worker", method, group, str(folder)]
     done = subprocess.run(
-        [*command, "--core", str(options.core)],
+        command,
         cwd=ROOT,
+        env=os.environ | ONE_THREAD,
+        preexec_fn=lambda: os.sched_setaffinity(0, [options.core]),
         stdout=subprocess.PIPE,
         stderr=None if options.verbose else subprocess.DEVNULL,
         text=True,

@@ -10,7 +10,7 @@ from kreg.pairwise import CoarseToFine, GaussNewton, LocalNormalisation, Standar
 from kreg.transforms import Dense
 
 _GREY = Standardisation()
-#: What is asked of `register` in each group; the first is what it does when asked for no more.
+#: What is asked of `register` in each group, chosen on these pairs.
 SETTINGS = {
     "smooth": {"transform": Dense(16, 1e-3, 1e-3)},
     "stereo": {

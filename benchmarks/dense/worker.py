@@ -1,6 +1,6 @@
-"""A process that registers the pairs of a folder by one method, on one core with one thread.
+"""A process that registers the pairs of a folder by one method; see `ONE_THREAD` in __main__.py.
 
-    python -m benchmarks.dense.worker "kreg" "smooth" FOLDER --core 1
+    python -m benchmarks.dense.worker "kreg" "smooth" FOLDER
 
 For each FOLDER/n.npz it writes the displacement to FOLDER/n.npy and a line of JSON to stdout. The
 first pair is done twice, and the second time counts: a method that compiles does so once for a
@@ -46,6 +46,9 @@ METHODS = {
     "elastix, NCC": Method("peers", "elastix_ncc", ("smooth", "stereo"), _ITK),
     "elastix, NCC, 8": Method("peers", "elastix_ncc_fine", ("stereo", *_BRAINS), _ITK),
     "demons": Method("peers", "demons", ("smooth", "stereo", *_BRAINS), {"SimpleITK": "SimpleITK"}),
+    "demons, smoother": Method(
+        "peers", "smooth_demons", ("smooth", "stereo", *_BRAINS), {"SimpleITK": "SimpleITK"}
+    ),
     "ILK": Method("peers", "ilk", ("smooth", "stereo"), {"skimage": "scikit-image"}),
     "DIS": Method("peers", "dis", ("smooth", "stereo"), {"cv2": "opencv-python-headless"}),
     "ANTs, mean squares": Method("peers", "ants_mean_squares", ("mnist fives", "mnist all"), _ANTS),
@@ -74,15 +77,8 @@ def main() -> None:
     parser.add_argument("method")
     parser.add_argument("group")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--core", type=int, required=True)
     options = parser.parse_args()
 
-    # Before the libraries are imported: they size their pools by what they find.
-    os.sched_setaffinity(0, [options.core])
-    for name in ("OMP", "MKL", "OPENBLAS", "VECLIB", "NUMEXPR"):
-        os.environ[f"{name}_NUM_THREADS"] = "1"
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     # What libraries print must not reach the channel of answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -162,6 +162,12 @@ class ArrayPairs(OrderedPairs):
         super().__init__(as_images(moving, "moving"), as_images(fixed, "fixed"), **kwargs)
 
 
+def _same_array(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are one: not only overlapping views of one."""
+    first, second = a.__array_interface__, b.__array_interface__
+    return a.strides == b.strides and all(first[key] == second[key] for key in ("data", "shape"))
+
+
 class RandomPairs(PairDataset):
     """Random pairs, drawn anew for every batch: any moving with any fixed image, or by label.
 
@@ -202,7 +208,7 @@ class RandomPairs(PairDataset):
             raise ValueError(f"Expected `steps` >= 1. Received: {steps}.")
         self.steps, self.seed, self.fresh, self.epoch = steps, seed, fresh, 0
         self._groups = self._group(moving_labels, fixed_labels)
-        self._same = moving is fixed or np.shares_memory(self.moving, self.fixed)
+        self._same = moving is fixed or _same_array(self.moving, self.fixed)
         if self._same:
             self._groups = [(m, f) for m, f in self._groups if len(f) > 1 or f[0] not in m]
         if not self._groups:

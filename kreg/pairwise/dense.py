@@ -20,7 +20,7 @@ from kreg.pairwise.field import (
     flat,
     level_inputs,
     relaxed,
-    unfolded,
+    shuffled,
     warped,
 )
 from kreg.pairwise.pairs import Pairs, to_tensors
@@ -68,33 +68,33 @@ def deform(
     optimizer: GaussNewton,
     stages: Sequence[Stage],
     matrices: np.ndarray,
-    start: Field,
+    start: Field | None,
     seed: int,
     progress: Progress,
 ) -> Iterator[Field]:
-    """Yield the displacement after each step; at last, free of folds where they can be removed."""
+    """Yield, after each step, the displacement that comes before that of the start, if any."""
     weights = similarity.initial(pairs.count, *pairs.channels, seed)
     state = similarity.train_state(weights)
-    field = start
+    field = Field.still(pairs)
     for stage in stages:
         (level,) = stage.levels
         frame, images = pairs.fixed.frames[level], level_inputs(pairs, level, matrices)
-        field = field.on(frame, pairs.fixed.levels[level].shape[1:-1])
-        values = to_tensors(field.values)
-        values = ops.broadcast_to(values, (pairs.count, *values.shape[1:]))
+        shape = pairs.fixed.levels[level].shape[1:-1]
+        values = to_tensors(field.on(frame, shape).values)
+        outer = [] if start is None else to_tensors([start.on(frame, shape).values])
         coarser = pairs.voxel(level) / pairs.voxel(-1)
         compiled = _step(similarity, dense.at(coarser), optimizer)
         name = f"dense, {stage.label}"
         for step in range(stage.pretraining + stage.steps):
             rate = to_tensors(np.float32(stage.rate(max(step - stage.pretraining, 0))))
-            inputs = weights, state, rate, *images, values
+            inputs = weights, state, rate, *images, values, outer
             if step < stage.pretraining:
                 weights, state = compiled.trained_only(*inputs)
                 continue
             weights, state, values, *logs = compiled.step(*inputs)
             similarities, overlap, motion, volume = (ops.convert_to_numpy(log) for log in logs)
             if volume < LEAST_VOLUME:
-                values, _ = relaxed(values)
+                values, _ = relaxed(values, to_tensors(np.float32(LEAST_VOLUME)))
             progress.step(name, similarity=similarities, overlap=overlap, motion=motion * coarser)
             yield Field(ops.convert_to_numpy(values), frame)
             if progress.stopped:
@@ -102,8 +102,6 @@ def deform(
         field = Field(ops.convert_to_numpy(values), frame)
         if progress.stopped:
             break
-    field = field.whole(pairs)
-    yield Field(unfolded(field.values), field.frame)
 
 
 class DenseStep:
@@ -114,19 +112,18 @@ class DenseStep:
         self.trained_only = backend.jit(self._train, _COMPILED)
         self.step = backend.jit(self._step, _COMPILED)
 
-    def _train(self, weights, state, rate, fixed, mask, moving, moving_mask, matrix, u):
-        both = warped(moving, moving_mask, matrix, u)
+    def _train(self, weights, state, rate, fixed, mask, moving, moving_mask, matrix, u, outer):
+        both = warped(moving, moving_mask, matrix, _total(outer, u))
         samples = flat(fixed), flat(both[..., :-1]), flat(both[..., -1:] * mask)[..., 0]
-        return self.similarity.learn(weights, state, rate, *samples)[:2]
+        return self.similarity.learn(weights, state, rate, *map(shuffled, samples))[:2]
 
-    def _step(self, weights, state, rate, fixed, mask, moving, moving_mask, matrix, u):
-        both = warped(moving, moving_mask, matrix, u)
+    def _step(self, weights, state, rate, fixed, mask, moving, moving_mask, matrix, u, outer):
+        both = warped(moving, moving_mask, matrix, _total(outer, u))
         image, inside = both[..., :-1], both[..., -1:] * mask
         samples, weight = flat(fixed), flat(inside)[..., 0]
         if self.similarity.trained:
-            weights, state, _ = self.similarity.learn(
-                weights, state, rate, samples, flat(image), weight
-            )
+            drawn = map(shuffled, (samples, flat(image), weight))
+            weights, state, _ = self.similarity.learn(weights, state, rate, *drawn)
 
         def total(variables):
             ratio, value = self.similarity.log_ratio(weights, samples, variables[0], weight)
@@ -148,6 +145,11 @@ class DenseStep:
         motion = ops.sqrt(ops.mean(squares, axis=tuple(range(1, len(squares.shape)))))
         u = compose(u, change)
         return weights, state, u, value, overlap, motion, ops.min(jacobian_determinant(u))
+
+
+def _total(outer, u):
+    """The displacement of the start, if any, after that which has been found."""
+    return compose(outer[0], u) if outer else u
 
 
 @functools.lru_cache(maxsize=32)

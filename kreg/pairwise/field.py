@@ -20,8 +20,8 @@ from kreg.pairwise.pairs import Pairs, Side, to_tensors
 #: Large images: voxels this close to the moving image's edge do not count, for what comes from
 #: beyond is no longer the image; one for each so many voxels of its width, two at most.
 _EDGE_PER, _EDGE = 48, 2
-#: Where the volume shrinks below this share, the displacement is smoothed by a Gaussian of this
-#: standard deviation in voxels, until it no longer does, at most so many times.
+#: Where the volume shrinks below this share, a displacement is smoothed by a Gaussian of this
+#: standard deviation in voxels: once a step, and at the end, where it folds, at most so many times.
 LEAST_VOLUME, _SMOOTHING, _ROUNDS = 0.05, 1.5, 100
 
 
@@ -112,6 +112,15 @@ def flat(values):
     return ops.reshape(values, (values.shape[0], -1, values.shape[-1]))
 
 
+def shuffled(samples):
+    """Return samples ``(batch, n, ...)`` in a random order, always the same.
+
+    A critic takes neighbours in the order for unrelated: so voxels must not come row by row.
+    """
+    order = np.random.default_rng(0).permutation(samples.shape[1])
+    return ops.take(samples, order, axis=1)
+
+
 def warped(moving, mask, matrix, u):
     """Return the moving image at H (x + u(x)); as a last channel, the weights of what is seen."""
     shape = u.shape[1:-1]
@@ -129,19 +138,23 @@ _resampled = backend.jit(warped, math.inf)
 
 
 def unfolded(displacement: np.ndarray) -> np.ndarray:
-    """Return a displacement smoothed where it folds, until it no longer does."""
+    """Return displacements that fold smoothed, where they shrink most, until they no longer do."""
     for _ in range(_ROUNDS):
-        smoothed, worst = relaxed(to_tensors(displacement))
+        smoothed, worst = relaxed(to_tensors(displacement), to_tensors(np.float32(0)))
         if float(ops.min(worst)) > 0:
             break
         displacement = ops.convert_to_numpy(smoothed)
     return np.asarray(displacement)
 
 
-def _relaxed(displacement):
-    """Return the displacement, smoother where it shrinks most, and the least volume before."""
+def _relaxed(displacement, limit):
+    """Return displacements whose volume somewhere shrinks to `limit` smoother there, and the least.
+
+    Those of a batch that do not are left as they are.
+    """
     volume = jacobian_determinant(displacement)[..., None]
-    near = ops.cast(volume < LEAST_VOLUME, "float32")
+    worst = ops.min(volume, axis=tuple(range(1, len(volume.shape))), keepdims=True)
+    near = ops.cast((volume < LEAST_VOLUME) & (worst <= limit), "float32")
     near = ops.minimum(8 * gaussian_filter(near, _SMOOTHING), 1.0)
     smooth = gaussian_filter(displacement, _SMOOTHING)
     return displacement + near * (smooth - displacement), ops.min(volume)

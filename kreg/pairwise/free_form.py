@@ -9,9 +9,10 @@ from keras import ops
 
 from kreg import backend
 from kreg.layers import ComposeDisplacements
+from kreg.losses import ImageLoss, WeightedSum
 from kreg.ops.bspline import bspline_operator
 from kreg.pairwise.descent import deserialised, serialised
-from kreg.pairwise.field import Field, along, fit, flat, level_inputs, unfolded, warped
+from kreg.pairwise.field import Field, along, fit, flat, level_inputs, shuffled, warped
 from kreg.pairwise.pairs import Pairs, to_tensors
 from kreg.pairwise.progress import Progress
 from kreg.pairwise.schedule import Stage
@@ -31,7 +32,7 @@ class FreeFormStep:
     """The compiled step on one level: a Keras optimizer on control points and T's weights.
 
     The loss is that of the images and the transform's penalty, summed over the pairs, which are
-    independent.
+    independent. Compiled once for each loss object: make it once, not for each pair.
     """
 
     def __init__(self, similarity, transform: FreeForm, optimizer, shape, shapes):
@@ -50,28 +51,49 @@ class FreeFormStep:
         for variable, value in zip(self.optimizer.variables, self._initial, strict=True):
             variable.assign(value)
 
-    def fields(self, control, start):
+    def fields(self, control):
         """Return the field of the control points, and the displacement that it means."""
         field = along(control, self.spline)
-        return field, ComposeDisplacements()(start, self.transform.displacement(field))
+        return field, self.transform.displacement(field)
 
-    def _loss(self, variables, start, fixed, mask, moving, moving_mask, matrix):
+    def _loss(self, variables, outer, fixed, mask, moving, moving_mask, matrix):
         control, *weights = variables
-        field, u = self.fields(control, start)
+        field, found = self.fields(control)
+        u = ComposeDisplacements()(outer[0], found) if outer else found
         both = _compiled_look(moving, moving_mask, matrix, u)
         image, inside = both[..., :-1], both[..., -1:] * mask
-        pairs = u.shape[0]
         if isinstance(self.similarity, LogRatio):
-            weight = flat(inside)[..., 0]
-            value, similarity = self.similarity.descent(weights, flat(fixed), flat(image), weight)
-            loss = ops.sum(value)
+            samples = flat(fixed), flat(image), flat(inside)[..., 0]
+            if self.similarity.trained:
+                samples = tuple(map(shuffled, samples))
+            loss, similarity = self.similarity.descent(weights, *samples)
         else:
-            mean = self.similarity(fixed, image, sample_weight=ops.stop_gradient(inside[..., 0]))
-            loss, similarity = pairs * mean, ops.broadcast_to(-mean, (pairs,))
+            loss = per_pair(self.similarity, fixed, image, ops.stop_gradient(inside))
+            similarity = -loss
         overlap = ops.mean(inside, axis=tuple(range(1, len(inside.shape))))
         penalised = self.transform.penalised(field, u)
-        penalty = pairs * self.transform.penalty(ops.zeros_like(penalised), penalised)
-        return loss + penalty, (similarity, overlap, field, u)
+        penalty = per_pair(self.transform.penalty, ops.zeros_like(penalised), penalised, None)
+        return ops.sum(loss + penalty), (similarity, overlap, field, found)
+
+
+def per_pair(loss: keras.losses.Loss, fixed, warped, inside):
+    """Return a loss of each pair ``(batch,)``, whatever its reduction.
+
+    Args:
+        loss: a loss of kreg; or any that returns a value a sample or a voxel.
+        fixed, warped: what it compares.
+        inside: None, or weights of the voxels ``(batch, *spatial, 1)``.
+    """
+    if isinstance(loss, WeightedSum):
+        terms = zip(loss.weights, loss.losses, strict=True)
+        return sum(weight * per_pair(one, fixed, warped, inside) for weight, one in terms)
+    if isinstance(loss, ImageLoss):
+        return loss.compare(fixed, warped, inside)
+    if inside is not None:  # no difference where the moving image does not reach
+        warped = fixed + inside * (warped - fixed)
+    values = loss.call(fixed, warped)
+    axes = tuple(range(1, len(values.shape)))
+    return ops.mean(values, axis=axes) if axes else values
 
 
 @functools.lru_cache(maxsize=32)
@@ -86,11 +108,11 @@ def descend_field(
     optimizer: keras.optimizers.Optimizer,
     stages: Sequence[Stage],
     matrices: np.ndarray,
-    start: Field,
+    start: Field | None,
     seed: int,
     progress: Progress,
 ) -> Iterator[Field]:
-    """Yield the displacement before each step; at last, free of folds where they can be removed."""
+    """Yield, at each step, the displacement that comes before that of the start, if any."""
     config = serialised(optimizer)
     weights = []
     if isinstance(similarity, LogRatio):
@@ -101,13 +123,14 @@ def descend_field(
         frame, shape = pairs.fixed.frames[level], pairs.fixed.levels[level].shape[1:-1]
         coarser = pairs.voxel(level) / pairs.voxel(-1)
         here = transform.at(coarser)
-        field, beginning = field.on(frame, shape), start.on(frame, shape)
+        field = field.on(frame, shape)
+        outer = [] if start is None else to_tensors([start.on(frame, shape).values])
         control = along(field.values, [fit(bspline_operator(n, here.spacing)) for n in shape])
         variables = [to_tensors(ops.convert_to_numpy(control)), *weights]
         shapes = tuple(tuple(variable.shape) for variable in variables)
         compiled = _step(similarity, here, config, tuple(shape), shapes)
         compiled.restart(variables)
-        inputs = to_tensors(beginning.values), *level_inputs(pairs, level, matrices)
+        inputs = outer, *level_inputs(pairs, level, matrices)
         last = current.on(frame, shape).values
         for _ in range(stage.steps):
             similarities, overlap, *fields = compiled.step(*inputs)
@@ -124,9 +147,8 @@ def descend_field(
             if progress.stopped:
                 break
         values, *weights = [variable.value for variable in compiled.variables]
-        fields = compiled.fields(values, inputs[0])
+        fields = compiled.fields(values)
         field, current = (Field(ops.convert_to_numpy(values), frame) for values in fields)
+        yield current
         if progress.stopped:
             break
-    whole = current.whole(pairs)
-    yield Field(unfolded(whole.values), whole.frame)

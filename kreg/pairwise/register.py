@@ -1,6 +1,7 @@
 """register(): find the transform that lays one moving image over one fixed image."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import keras
@@ -8,9 +9,10 @@ import numpy as np
 
 from kreg.groups import Group
 from kreg.losses import MINE
+from kreg.ops.displacement import compose
 from kreg.pairwise.dense import GaussNewton, deform
 from kreg.pairwise.descent import descend
-from kreg.pairwise.field import Field, mirrored
+from kreg.pairwise.field import Field, mirrored, unfolded
 from kreg.pairwise.fisher import FisherScoring
 from kreg.pairwise.free_form import descend_field
 from kreg.pairwise.images import IN_MEMORY, Image, as_mask, check_spacing
@@ -235,6 +237,8 @@ def _planned(linear: _Part, dense: _Part, transform: Transform, schedule, prepar
         pairs, colour = images.pairs(preparation, dense.similarity, coarsest)
         second_order = isinstance(dense.optimizer, GaussNewton)
         usual = _GAUSS_NEWTON_SCHEDULE if second_order else _DESCENT_SCHEDULE
+        if getattr(dense.similarity, "trained", False):
+            usual = dense.similarity.schedule
         stages = (schedule or usual).stages(pairs.levels - 1)
         if any(len(stage.levels) != 1 for stage in stages):
             raise ValueError(
@@ -245,11 +249,26 @@ def _planned(linear: _Part, dense: _Part, transform: Transform, schedule, prepar
     return linear, dense
 
 
-def _find(dense: _Part, pairs: Pairs, transform, stages, matrices, start: Field, seed, progress):
-    """Yield the displacement after each step of the dense part."""
+def _find(dense: _Part, pairs: Pairs, transform, stages, matrices, start, seed, progress):
+    """Yield the displacement at each step of the dense part, which comes before the start's."""
     find = deform if isinstance(dense.optimizer, GaussNewton) else descend_field
     options = dense.similarity, transform.dense, dense.optimizer
     return find(pairs, *options, stages, matrices, start, seed, progress)
+
+
+def _whole(pairs: Pairs, start: Field | None, found: Field | None) -> Field:
+    """Return a displacement on the fixed images, then that of the start, free of folds."""
+    whole = (found or Field.still(pairs)).whole(pairs)
+    values = whole.values
+    if start is not None:
+        values = keras.ops.convert_to_numpy(compose(start.values, values))
+    return Field(unfolded(values), whole.frame)
+
+
+def _null_stages(stages: Sequence[Stage], coarse: int) -> list[Stage]:
+    """Return the stages up to the coarse level, on it where there are no others."""
+    own = [stage for stage in stages if stage.levels[0] >= coarse and stage.steps]
+    return own or [replace(stage, levels=(coarse,)) for stage in stages if stage.steps]
 
 
 def _climb(linear: _Part, group: Group, matrices, seed, progress):
@@ -356,6 +375,12 @@ def register(
     progress = Progress(total, callbacks, verbose)
     given = None if isinstance(start, MultiStart) else start
     refined = _displacement(given, dense.pairs)
+    if refined is not None and group is not None:
+        raise ValueError(
+            f"Expected `start` to be a matrix or a search for {transform}, whose linear part comes "
+            "first; refine a displacement by Dense, FreeForm or Velocity alone. Received: a "
+            "displacement."
+        )
     begin = Start(_matrices(None if refined is not None else given, images), [None] * images.count)
     matrices, field, interrupted = begin.matrices, None, False
     try:
@@ -377,9 +402,8 @@ def register(
                     progress,
                 )
         if transform.dense is not None and not progress.stopped:
-            beginning = Field.still(dense.pairs) if refined is None else refined
             for field in _find(  # noqa: B007 - the last one is the result
-                dense, dense.colour, transform, dense.stages, matrices, beginning, seed, progress
+                dense, dense.colour, transform, dense.stages, matrices, refined, seed, progress
             ):
                 pass
     except KeyboardInterrupt:
@@ -389,17 +413,20 @@ def register(
     motion = [(history.get("motion") or [0.0])[-1] for history in histories]
     ending = Ending(interrupted, motion)
     if transform.dense is not None:
-        field = (field or Field.still(dense.pairs)).whole(dense.pairs)
-        *_, null = _find(
+        field = _whole(dense.pairs, refined, field)
+        null = None
+        for null in _find(  # noqa: B007
             dense,
             mirrored(dense.colour),
             transform,
-            [stage for stage in dense.stages if stage.levels[0] >= dense.pairs.coarse],
+            _null_stages(dense.stages, dense.pairs.coarse),
             matrices,
-            Field.still(dense.pairs),
+            None,
             seed,
             Progress(0, (), verbose=False),
-        )
+        ):
+            pass
+        null = _whole(dense.pairs, None, null)
         verdicts = judge_dense(dense.pairs, begin, matrices, field, null, ending, seed)
     else:
         verdicts = judge(linear.pairs, begin, matrices, ending, seed)

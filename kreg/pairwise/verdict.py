@@ -109,7 +109,8 @@ def judge_dense(
 
     The warped image stands in for the moving one, which it should fit as it is. A displacement
     has the freedom to make unrelated images fit too: how well, and at the cost of how much motion,
-    the mirrored one tells.
+    the image mirrored along all axes tells (in 2-D turned by half a circle: what looks the same
+    then, as a disc, is never trusted).
 
     Args:
         pairs: what was registered.
@@ -123,7 +124,8 @@ def judge_dense(
     still = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
     before, _ = _scores(pairs, still[:, None], 0, 4096, seed)
     warped, mirror = deformed(pairs, matrices, field), deformed(mirrored(pairs), matrices, null)
-    verdicts = judge(warped, start, still, ending, seed)
+    calm = ending._replace(interrupted=False)  # said at the end
+    verdicts = judge(warped, start, still, calm, seed)
     found, by_chance = (
         _scores(one, still[:, None], pairs.coarse, 4096, seed)[0][:, 0] for one in (warped, mirror)
     )
@@ -131,7 +133,11 @@ def judge_dense(
     volumes = ops.convert_to_numpy(jacobian_determinant(field.values))
     for pair, (verdict, volume) in enumerate(zip(verdicts, volumes, strict=True)):
         verdict["similarity_before"] = max(float(before[pair, 0]), 0.0)
+        after = verdict["similarity_after"]
         ease = by_chance_motion[pair] / max(motion[pair], 1e-6)
+        if verdict["trusted"] and after < 0.9 * before[pair, 0] - 0.01:
+            verdict["trusted"] = False
+            verdict["reason"] = f"the similarity fell, from {before[pair, 0]:.3g} to {after:.3g}"
         if verdict["trusted"] and found[pair] * ease < _BEYOND * by_chance[pair]:
             verdict["trusted"] = False
             verdict["reason"] = (
@@ -144,6 +150,10 @@ def judge_dense(
         elif (stretch := _stretch(matrices[pair], pairs.corners)) > _STRETCH:
             verdict["trusted"] = False
             verdict["reason"] = f"the matrix is degenerate: it changes lengths {stretch:.3g} times"
+        if ending.interrupted:
+            doubt = "" if verdict["trusted"] else f"; {verdict['reason']}"
+            verdict["trusted"] = False
+            verdict["reason"] = f"interrupted: the last displacement{doubt}"
     return verdicts
 
 

@@ -168,3 +168,10 @@ def test_what_is_no_stack_of_images_is_refused(images, message):
 )
 def test_a_channel_axis_is_added_where_there_is_none(shape, expected):
     assert as_images(np.zeros(shape)).shape == expected
+
+
+def test_overlapping_views_of_one_array_are_two_stacks():
+    images = np.arange(5, dtype="float32")[:, None, None] * np.ones((5, 4, 4), "float32")
+    pairs = RandomPairs(images[:4], images[1:], batch_size=64, steps=4)
+    chosen = [pairs.indices(batch) for batch in range(4)]
+    assert any((moving == fixed).any() for moving, fixed in chosen)

@@ -17,8 +17,8 @@ from kreg.pairwise import (
 )
 from kreg.pairwise.blocks import Frame
 from kreg.pairwise.dense import _solve_blocks, _squares, _stiffness
-from kreg.pairwise.field import Field, unfolded
-from kreg.transforms import Composed, Dense, Linear
+from kreg.pairwise.field import Field, shuffled, unfolded
+from kreg.transforms import Composed, Dense, FreeForm, Linear
 from tests.fields import smooth_field
 from tests.pairwise.scenes import photograph, rendered, turned
 
@@ -134,6 +134,67 @@ def test_refines_a_displacement(flat):
         kreg.register(fixed, moving, start=guess * np.nan, **hurried)
 
 
+@pytest.mark.parametrize("transform", [FINE, FreeForm(8)], ids=["Gauss-Newton", "Adam"])
+def test_without_a_step_a_displacement_stays_as_it_is(flat, transform):
+    """In all its detail, which the coarse levels cannot hold."""
+    fixed, moving, *_ = flat
+    detail = smooth_field(SIZE, 1.0, sigma=2.5, seed=8)[0]
+    still = kreg.register(
+        fixed, moving, transform=transform, start=detail, schedule=CoarseToFine((0, 0, 0))
+    )
+    np.testing.assert_allclose(still.field, detail, atol=1e-4)
+
+
+def test_what_is_found_comes_before_the_displacement_of_the_start(flat, monkeypatch):
+    """y = x + d(x) + u_0(x + d(x))."""
+    fixed, moving, truth, _ = flat
+    found = smooth_field(SIZE, 2.0, sigma=6.0, seed=7)
+
+    def one_step(pairs, *_):
+        yield Field(found, pairs.fixed.frames[0])
+
+    monkeypatch.setattr(sys.modules["kreg.pairwise.register"], "deform", one_step)
+    result = kreg.register(fixed, moving, transform=FINE, start=truth)
+    points = np.indices(SIZE) + np.moveaxis(found[0], -1, 0)
+    there = [
+        ndimage.map_coordinates(u, points, order=1, mode="nearest")
+        for u in np.moveaxis(truth, -1, 0)
+    ]
+    np.testing.assert_allclose(result.field, found[0] + np.stack(there, -1), atol=1e-4)
+
+
+def test_a_displacement_to_start_from_leaves_no_room_for_a_matrix(flat):
+    fixed, moving, truth, _ = flat
+    with pytest.raises(ValueError, match=r"`start` to be a matrix.*Received: a displacement"):
+        kreg.register(fixed, moving, transform=Composed(Linear(), FINE), start=truth)
+
+
+def test_a_critic_is_trained_beforehand_and_by_unrelated_voxels(flat):
+    fixed, moving, truth, _ = flat
+    result = kreg.register(fixed, moving, transform=FINE, similarity=kreg.losses.MINE())
+    gap = np.linalg.norm(inner(result.displacement() - truth), axis=-1).mean()
+    assert gap < 0.4 * np.linalg.norm(inner(truth), axis=-1).mean()
+
+
+def test_voxels_are_shuffled_alike_and_all_of_them():
+    samples = np.arange(24.0).reshape(2, 12, 1)
+    first, second = (np.asarray(shuffled(samples)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(np.sort(first, axis=1), samples)
+    assert (np.diff(first[0, :, 0]) != 1).sum() > 6
+
+
+def test_a_displacement_that_fits_worse_is_not_trusted(flat):
+    fixed, *_ = flat
+    away = smooth_field(SIZE, 4.0, sigma=6.0, seed=2)[0]
+    result = kreg.register(
+        fixed, fixed, transform=FINE, start=away, schedule=CoarseToFine((0, 0, 0))
+    )
+    assert result.similarity_after < result.similarity_before
+    assert not result.trusted
+    assert "similarity fell" in result.reason
+
+
 def test_a_batch_gives_what_each_pair_gives_alone(flat):
     fixed, moving, _, alone = flat
     other = scene(SIZE, 3.0, seed=5)
@@ -169,6 +230,11 @@ def test_folds_are_smoothed_away():
     mended = unfolded(field)
     assert np.asarray(jacobian_determinant(mended)).min() > 0
     np.testing.assert_allclose(mended[1], field[1], atol=1e-6)  # nothing to mend there
+    # Nor where it shrinks without a fold.
+    steep = field.copy()
+    steep[1, ..., 0] = -0.97 * np.clip(np.arange(30) - 10, 0, 10)[:, None]
+    assert 0 < np.asarray(jacobian_determinant(steep[1:])).min() < 0.05
+    np.testing.assert_allclose(unfolded(steep)[1], steep[1], atol=1e-6)
 
 
 def test_masked_parts_do_not_count(flat):
@@ -311,9 +377,7 @@ def test_refuses_images_too_large_for_a_displacement(monkeypatch):
 
 @pytest.mark.parametrize("options", [{"spacing": 0.5}, {"elastic": -1}, {"elastic": 0, "fluid": 0}])
 def test_refuses_a_displacement_without_stiffness(options):
-    with pytest.raises(
-        ValueError, match=r"Expected (a spacing|`elastic`).*Received: Dense"
-    ):
+    with pytest.raises(ValueError, match=r"Expected (a spacing|`elastic`).*Received: Dense"):
         Dense(**options)
 
 
