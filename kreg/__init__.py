@@ -2,7 +2,8 @@
 
 ``kreg.layers`` and ``kreg.losses`` plug into any Keras model, ``kreg.models`` is a zoo of
 registration networks, ``kreg.data`` feeds pairs to ``fit``, ``kreg.metrics`` and ``kreg.plots``
-show the result; ``kreg.ops`` holds the mathematics.
+show the result; ``kreg.register`` aligns one pair; ``kreg.io`` reads and writes images and
+transforms; ``kreg.ops`` holds the mathematics.
 """
 
 import contextlib as _contextlib
@@ -39,6 +40,7 @@ if "keras" not in _sys.modules:
 from kreg import (  # noqa: E402
     data,
     groups,
+    io,
     layers,
     losses,
     metrics,
@@ -56,6 +58,7 @@ __all__ = [
     "RegistrationModel",
     "data",
     "groups",
+    "io",
     "layers",
     "losses",
     "metrics",

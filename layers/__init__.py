@@ -18,6 +18,8 @@ from kreg.layers.joint_saliency import JointSaliency
 from kreg.layers.matrix_exp_affine import MatrixExpAffine
 from kreg.layers.matrix_to_displacement import MatrixToDisplacement
 from kreg.layers.resize_displacement import ResizeDisplacement
+from kreg.layers.saliency_refinement import RefinementStage, SaliencyRefinement
+from kreg.layers.select_displacement import SelectDisplacement
 from kreg.layers.spatial_transformer import SpatialTransformer
 from kreg.layers.standardise import Standardise
 from kreg.layers.thin_plate_spline import ThinPlateSpline
@@ -34,7 +36,10 @@ __all__ = [
     "JointSaliency",
     "MatrixExpAffine",
     "MatrixToDisplacement",
+    "RefinementStage",
     "ResizeDisplacement",
+    "SaliencyRefinement",
+    "SelectDisplacement",
     "SpatialTransformer",
     "Standardise",
     "ThinPlateSpline",

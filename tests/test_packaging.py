@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "kreg": {
         "data",
         "groups",
+        "io",
         "layers",
         "losses",
         "metrics",
@@ -49,6 +50,7 @@ MAY_IMPORT = {
     "transforms": {"groups", "layers", "losses"},
     "pairwise": {"backend", "groups", "layers", "losses", "ops", "transforms"},
     "data": set(),
+    "io": {"pairwise"},
     "plots": {"ops"},
 }
 
@@ -56,16 +58,17 @@ MAY_IMPORT = {
 MAY_IMPORT_OUTSIDE = {
     "backend": {"jax", "tensorflow", "torch"},
     "data": {"imageio", "scipy", "skimage", "sklearn"},
+    "io": {"PIL", "SimpleITK", "nibabel", "scipy", "tifffile", "zarr"},
     "metrics": {"scipy", "skimage"},
     "pairwise": {"scipy"},
     "plots": {"matplotlib"},
 }
 
 # Import name -> name in setup.cfg, where the two differ.
-DISTRIBUTIONS = {"absl": "absl-py", "skimage": "scikit-image"}
+DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "skimage": "scikit-image"}
 
 # Imported only where wanted: another backend, another source of data.
-OPTIONAL = {"jax", "sklearn", "torch"}
+OPTIONAL = {"SimpleITK", "jax", "sklearn", "torch", "zarr"}
 
 # The public names: whoever adds, renames or removes one says so here and in the changelog.
 API = {
@@ -74,6 +77,7 @@ API = {
         "RegistrationModel",
         "data",
         "groups",
+        "io",
         "layers",
         "losses",
         "metrics",
@@ -105,6 +109,18 @@ API = {
         "missing_digit_pairs",
         "mnist_pairs",
     ],
+    "kreg.io": [
+        "Alignment",
+        "FileError",
+        "Grid",
+        "Image",
+        "Transform",
+        "load_transform",
+        "read",
+        "register",
+        "save_transform",
+        "write",
+    ],
     "kreg.layers": [
         "BSplineField",
         "ComposeDisplacements",
@@ -117,7 +133,10 @@ API = {
         "JointSaliency",
         "MatrixExpAffine",
         "MatrixToDisplacement",
+        "RefinementStage",
         "ResizeDisplacement",
+        "SaliencyRefinement",
+        "SelectDisplacement",
         "SpatialTransformer",
         "Standardise",
         "ThinPlateSpline",
@@ -181,12 +200,21 @@ API = {
         "ssim",
     ],
     "kreg.models": [
+        "CARDIAC_128",
+        "ConvolutionalRefinement",
+        "DRAWINGS",
         "DenseHead",
+        "FlowNetSize",
+        "LEAN",
+        "MNIST_64",
+        "TISSUE",
+        "UnrolledRefinement",
         "VelocityHead",
         "affine_dense",
         "affine_net",
         "dirnet",
         "encoder_decoder",
+        "global_to_local",
         "two_pass",
         "voxelmorph",
     ],

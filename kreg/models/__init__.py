@@ -4,17 +4,37 @@ from kreg.models.affine_dense import affine_dense
 from kreg.models.affine_net import affine_net
 from kreg.models.dirnet import dirnet
 from kreg.models.encoder_decoder import encoder_decoder
+from kreg.models.global_to_local import (
+    CARDIAC_128,
+    DRAWINGS,
+    LEAN,
+    MNIST_64,
+    TISSUE,
+    ConvolutionalRefinement,
+    FlowNetSize,
+    UnrolledRefinement,
+    global_to_local,
+)
 from kreg.models.heads import DenseHead, VelocityHead
 from kreg.models.two_pass import two_pass
 from kreg.models.voxelmorph import voxelmorph
 
 __all__ = [
+    "CARDIAC_128",
+    "DRAWINGS",
+    "LEAN",
+    "MNIST_64",
+    "TISSUE",
+    "ConvolutionalRefinement",
     "DenseHead",
+    "FlowNetSize",
+    "UnrolledRefinement",
     "VelocityHead",
     "affine_dense",
     "affine_net",
     "dirnet",
     "encoder_decoder",
+    "global_to_local",
     "two_pass",
     "voxelmorph",
 ]

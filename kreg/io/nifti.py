@@ -1,0 +1,114 @@
+"""NIfTI: the one format whose world has x and y the other way round."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kreg.io.errors import check_size, refusal
+from kreg.io.image import Grid, Image, closest_axes
+
+#: Right, anterior, superior to left, posterior, superior, and back.
+_TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: Of a length in NIfTI's units, in millimetres.
+_UNITS = {"meter": 1e3, "micron": 1e-3}
+#: Vectors; ITK and ANTs read them unchanged.
+_VECTORS = 1007
+
+
+def read(path: Path) -> Image:
+    """Return an image in millimetres; channels come from the fourth axis or the fifth."""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise refusal(path, "a NIfTI image", type(image).__name__, "convert it")
+    proxy: Any = image.dataobj
+    dtype = image.get_data_dtype()
+    if dtype.kind == "c":
+        raise refusal(path, "real numbers", f"dtype {dtype}", "save the magnitude")
+    shape = tuple(int(size) for size in image.shape)
+    promised = int(np.prod([float(size) for size in shape])) * dtype.itemsize
+    packed = path.suffix.lower() == ".gz"
+    offset = 0 if packed else int(proxy.offset)
+    check_size(path, promised, path.stat().st_size - offset, packed)
+    more = [size for size in shape[3:] if size > 1]
+    if len(shape) < 2 or 0 in shape or len(more) > 1 or (more and dtype.names):
+        raise refusal(
+            path, "an image or volume, with channels or without", f"shape {shape}", "save one"
+        )
+    spatial = (*shape, 1, 1)[:3] if len(shape) < 3 else shape[:3]
+    if (proxy.slope, proxy.inter) == (1.0, 0.0):
+        array = np.asanyarray(proxy)  # memory-mapped where the file is not compressed
+    else:
+        array = image.get_fdata(dtype="float32", caching="unchanged")
+    if dtype.names:  # RGB or RGBA: red, green, blue
+        array = np.stack([array[name] for name in dtype.names[:3]], axis=-1)
+        more = [3]
+    array = array.reshape(*spatial, *more, order="F" if not dtype.names else "C")
+    if array.dtype.itemsize > 8:
+        array = array.astype("float64")
+    affine = _TURN @ image.affine
+    affine[:3] *= _UNITS.get(image.header.get_xyzt_units()[0], 1.0)
+    return single_slice(array, affine, str(path))
+
+
+def single_slice(array: np.ndarray, affine: np.ndarray, source: str) -> Image:
+    """Return a volume in millimetres as an image, a 2-D one if it is one slice alone."""
+    thin = [axis for axis in range(3) if array.shape[axis] == 1]
+    if len(thin) != 1:
+        return Image(array, affine, "mm", source)
+    (axis,) = thin
+    order, _ = closest_axes(np.eye(3), affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    flat = np.delete(np.delete(affine, order.index(axis), 0), axis, 1)
+    # Of a slice that lies askew the lengths count, not its shadow.
+    flat[:2, :2] *= np.linalg.norm(np.delete(affine, axis, 1)[:3, :2], axis=0) / np.linalg.norm(
+        flat[:2, :2], axis=0
+    )
+    return Image(np.squeeze(array, axis), flat, "mm", source)
+
+
+def write(path: Path, image: Image) -> None:
+    """Write the grid into both of NIfTI's forms; channels as vectors on the fifth axis."""
+    array = np.asarray(image.array)
+    if array.dtype == "bool":
+        array = array.astype("uint8")
+    elif array.dtype == "float16":
+        array = array.astype("float32")
+    elif array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        # Few programs read 64-bit integers.
+        fits = array.min() >= -(2**31) and array.max() < 2**31
+        array = array.astype("int32") if fits else array
+    write_array(path, array, image.grid, image.channels is not None)
+
+
+def write_array(path: Path, array: np.ndarray, grid: Grid, vectors: bool) -> None:
+    """Write an array ``(*spatial)``, or ``(*spatial, components)`` as vectors."""
+    import nibabel
+
+    dimensions = grid.dimensions
+    affine = grid.affine
+    order, _ = closest_axes(np.eye(dimensions), grid.directions)
+    if order == list(range(dimensions))[::-1]:  # row by row, where NIfTI has x first
+        array = array.transpose([*order, *range(dimensions, array.ndim)])
+        affine = affine[:, [*order, -1]]
+    if vectors:
+        shape = (*array.shape[:dimensions], *(1,) * (4 - dimensions), array.shape[-1])
+        array = array.reshape(shape)
+    whole = np.eye(4)
+    whole[:dimensions, :dimensions] = affine[:-1, :-1]
+    whole[:dimensions, 3] = affine[:-1, -1]
+    image = nibabel.Nifti1Image(array, _TURN @ whole, dtype=array.dtype)
+    image.set_qform(_TURN @ whole, code=1)
+    image.set_sform(_TURN @ whole, code=1)
+    image.header.set_xyzt_units("mm" if grid.unit == "mm" else "unknown")
+    if vectors:
+        image.header.set_intent(_VECTORS)
+    # Opened here, for nibabel would leave the file open on a full disk.
+    with path.open("wb") as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
+                image.to_stream(packed)
+        else:
+            image.to_stream(file)
