@@ -11,7 +11,7 @@ from keras import ops
 from kreg import backend
 from kreg.ops.coordinates import check_displacement, check_image, check_same_size
 from kreg.ops.displacement import compose, spatial_gradient, warp
-from kreg.ops.filters import along_axis, known_sizes
+from kreg.ops.filters import along_axis, gaussian_operator, known_sizes
 from kreg.ops.intensity import normalise_locally
 from kreg.ops.interpolation import nearest_border
 from kreg.ops.saliency import TensorCorrelation
@@ -29,16 +29,17 @@ _LEAST = 1e-3
 @keras.saving.register_keras_serializable("kreg")
 @dataclass(frozen=True)
 class RefinementStage:
-    """Steps of `SaliencyRefinement` that are alike: the first numbers, where they are learned.
+    """Steps of `SaliencyRefinement` that are alike.
 
     Args:
         window: standard deviation in voxels of the window of each least-squares problem.
         blur: the same of the Gaussian that smooths both images; 0 for none.
         steps: how many there are.
-        power: p of the weights J^p; 0 for equal weights.
+        power: p of the weights J^p, the first value where it is learned; 0 for equal weights.
         elastic: standard deviation in voxels of the Gaussian that smooths the displacement after
             each step.
-        stiffness: what holds a step back, as a share of the mean trace of the tensor.
+        stiffness: what holds a step back, as a share of the mean trace of the tensor; the first
+            value where it is learned.
 
     Raises:
         ValueError: if a number is negative, or `window`, `elastic` or `stiffness` 0.
@@ -81,8 +82,8 @@ class SaliencyRefinement(keras.layers.Layer):
     partner counts for nothing in the averages either.
 
     Gradients reach the displacement, by the warped image and by the weights, and what is learned:
-    window, elastic width, stiffness and power of each stage, unless ``trainable=False``. The images
-    are taken for data. A pair without differences is left as it is. Each pair by itself.
+    stiffness and power of each stage, unless ``trainable=False``. The images are taken for data. A
+    pair without differences is left as it is. Each pair by itself.
 
     Args:
         stages: `RefinementStage` objects, coarse to fine.
@@ -128,14 +129,13 @@ class SaliencyRefinement(keras.layers.Layer):
                 initializer=keras.initializers.Constant(np.log(values).astype("float32")),
             )  # fmt: skip
 
-        names = ["window", "elastic", "stiffness"]
-        self._logarithms = [logarithms(name) for name in names]
+        self._logarithms = [logarithms("stiffness")]
         if self.saliency is not None:
             self._logarithms.append(logarithms("power"))
 
     def call(self, fixed, moving, displacement):
         """Return the refined displacement, ``(batch, *spatial, D)`` float32 voxels."""
-        _check(fixed, moving, displacement)
+        check_pair(fixed, moving, displacement)
         fixed, moving, u = (ops.cast(x, "float32") for x in (fixed, moving, displacement))
         described = fixed
         if self.saliency is not None:
@@ -144,8 +144,12 @@ class SaliencyRefinement(keras.layers.Layer):
         step = _step(self.saliency, self.normalisation)
         for i, stage in enumerate(self.stages):
             numbers = ops.exp(learned[i])
-            widths = max(stage.blur, _NO_BLUR), numbers[0], numbers[1]
-            gaussians = [_gaussian(n, sigma) for sigma in widths for n in known_sizes(fixed)]
+            widths = max(stage.blur, _NO_BLUR), stage.window, stage.elastic
+            gaussians = [
+                ops.convert_to_tensor(gaussian_operator(np.arange(size), size, sigma))
+                for sigma in widths
+                for size in known_sizes(fixed)
+            ]
 
             def improve(u, numbers=numbers, gaussians=gaussians):
                 return step(described, fixed, moving, u, numbers, *gaussians)
@@ -160,12 +164,7 @@ class SaliencyRefinement(keras.layers.Layer):
 
     def compute_output_shape(self, fixed_shape, moving_shape, displacement_shape):
         """Return the shape of the displacement."""
-        if None in fixed_shape[1:-1]:
-            raise ValueError(
-                "Expected known spatial sizes, over which windows reach; give them to "
-                f"`keras.Input`. Received: fixed {tuple(fixed_shape)}."
-            )
-        return tuple(displacement_shape)
+        return refined_shape(fixed_shape, displacement_shape)
 
     def get_config(self):
         """Return the constructor arguments."""
@@ -185,7 +184,18 @@ class SaliencyRefinement(keras.layers.Layer):
         return cls(**config)
 
 
-def _check(fixed, moving, displacement):
+def refined_shape(fixed_shape, displacement_shape) -> tuple:
+    """Return the displacement's shape, or raise ValueError if a spatial size is unknown."""
+    if None in fixed_shape[1:-1]:
+        raise ValueError(
+            "Expected known spatial sizes, over which windows reach; give them to "
+            f"`keras.Input`. Received: fixed {tuple(fixed_shape)}."
+        )
+    return tuple(displacement_shape)
+
+
+def check_pair(fixed, moving, displacement):
+    """Raise ValueError unless both images and the displacement share one grid of known sizes."""
     fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
     check_same_size(fixed, moving, ("fixed", "moving"))
     displacement = check_displacement(displacement)
@@ -213,6 +223,7 @@ def _step(saliency, normalisation):
     def step(described, fixed, moving, u, numbers, *gaussians):
         # Stopped inside the boundary: outside it, XLA would still compute the gradients.
         described, fixed, moving = map(ops.stop_gradient, (described, fixed, moving))
+        gaussians = [ops.stop_gradient(gaussian) for gaussian in gaussians]
         axes = u.shape[-1]
         blur, window, elastic = (gaussians[i * axes : (i + 1) * axes] for i in range(3))
         warped = warp(moving, u, border=nearest_border)
@@ -220,10 +231,10 @@ def _step(saliency, normalisation):
         if saliency is not None:
             unweighted = _normalised(warped, normalisation)
             joint = saliency.compare(described, saliency.describe(unweighted))
-            weights = ops.power((joint + _LEAST) / (1 + _LEAST), numbers[3])
+            weights = ops.power((joint + _LEAST) / (1 + _LEAST), numbers[1])
         pair = [_normalised(image, normalisation, weights) for image in (fixed, warped)]
         pair = [_smooth(image, blur) for image in pair]
-        change = _least_squares(*pair, weights, window, numbers[2])
+        change = _least_squares(*pair, weights, window, numbers[0])
         return _smooth(compose(u, change), elastic)
 
     return backend.compiled(step)
@@ -289,13 +300,3 @@ def _smooth(image, gaussians):
     for axis, gaussian in enumerate(gaussians, 1):
         image = along_axis(image, gaussian, axis)
     return image
-
-
-def _gaussian(size: int, sigma):
-    """The Gaussian as a matrix ``(size, size)``, once mirrored at either end; rows add up to 1."""
-    index = np.arange(size, dtype="float32")
-    near = index[:, None] - index
-    low = index[:, None] + index + 1
-    offsets = np.stack([near, low, low - 2 * size])
-    matrix = ops.sum(ops.exp(-0.5 * ops.square(offsets / sigma)), axis=0)
-    return matrix / ops.sum(matrix, axis=1, keepdims=True)

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from keras import layers as keras_layers
 from keras import ops
 
-from kreg.layers import CropLike, ResizeDisplacement, SpatialTransformer
-from kreg.layers.joint_saliency import JointSaliency
-from kreg.layers.saliency_refinement import RefinementStage, SaliencyRefinement
+from kreg.layers import (
+    CropLike,
+    JointSaliency,
+    RefinementStage,
+    ResizeDisplacement,
+    SaliencyRefinement,
+    SelectDisplacement,
+    SpatialTransformer,
+)
 from kreg.models.blocks import convolution_block, image_inputs, standard_pair
 from kreg.models.heads import field_convolution
 from kreg.ops.saliency import TensorCorrelation
@@ -70,12 +76,12 @@ DRAWINGS = (
     RefinementStage(6, 2, 10, power=6, elastic=2.5),
     RefinementStage(5, 1, 10, power=6, elastic=2),
     RefinementStage(3.5, 0.5, 10, power=6, elastic=1.5),
-    RefinementStage(2, 0, 10, power=5, elastic=1.2),
+    RefinementStage(2, 0, 10, power=5, elastic=1.2, stiffness=0.03),
 )
 TISSUE = (
-    RefinementStage(12, 3, 5, power=0.5),
-    RefinementStage(8, 2, 6, power=1),
-    RefinementStage(6, 1, 8, power=3),
+    RefinementStage(12, 3, 5, power=2),
+    RefinementStage(8, 2, 6, power=3),
+    RefinementStage(6, 1, 8, power=4),
     RefinementStage(4, 0, 10, power=4),
 )
 
@@ -83,6 +89,10 @@ TISSUE = (
 @dataclass(frozen=True)
 class UnrolledRefinement:
     """`kreg.layers.SaliencyRefinement`, saliency as the weight of local least squares.
+
+    The first stage is done with weights and without, and `kreg.layers.SelectDisplacement` goes on
+    with what explains more of the pair: equal weights never take a displaced part for a missing
+    one.
 
     Args:
         stages: `kreg.layers.RefinementStage` objects, such as `DRAWINGS` or `TISSUE`: made for
@@ -96,10 +106,23 @@ class UnrolledRefinement:
 
     def __call__(self, fixed, moving, coarse, saliency):
         """Return the refined displacement; `saliency` is a kind, or None for equal weights."""
-        layer = SaliencyRefinement(
-            self.stages, saliency=saliency, normalisation=self.normalisation, name="displacement"
+        first, rest = self.stages[:1], self.stages[1:]
+
+        def refine(displacement, stages, kind, name):
+            layer = SaliencyRefinement(
+                stages, saliency=kind, normalisation=self.normalisation, name=name
+            )
+            return layer(fixed, moving, displacement)
+
+        if saliency is None or not rest:
+            return refine(coarse, self.stages, saliency, "displacement")
+        select = SelectDisplacement(
+            saliency=saliency, normalisation=self.normalisation, name="selected"
         )
-        return layer(fixed, moving, coarse)
+        weighted = refine(coarse, first, saliency, "weighted")
+        unweighted = refine(coarse, first, None, "unweighted")
+        selected = select(fixed, moving, weighted, unweighted)
+        return refine(selected, rest, saliency, "displacement")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ from kreg.layers import (
     JointSaliency,
     MatrixExpAffine,
     MatrixToDisplacement,
+    RefinementStage,
     ResizeDisplacement,
+    SaliencyRefinement,
+    SelectDisplacement,
     SpatialTransformer,
     Standardise,
     ThinPlateSpline,
@@ -151,6 +154,33 @@ CASES = {
         ResizeDisplacement,
         lambda shape, batch: [field(shape, batch), image(larger(shape), batch)],
     ),
+    "SaliencyRefinement": Case(
+        lambda **options: SaliencyRefinement(
+            [RefinementStage(2, 1, 1, power=2, elastic=1, stiffness=0.1)],
+            saliency=TensorCorrelation((1.0,), contrast=0.2),
+            normalisation=3,
+            **options,
+        ),
+        lambda shape, batch: [*two_images(shape, batch), field(shape, batch)],
+        any_size=False,
+        trained=2,
+    ),
+    "SelectDisplacement": Case(
+        lambda **options: SelectDisplacement(
+            saliency=TensorCorrelation((1.0,), contrast=0.2),
+            power=2,
+            smoothness=3,
+            normalisation=3,
+            **options,
+        ),
+        lambda shape, batch: [
+            *two_images(shape, batch),
+            field(shape, batch),
+            -5 * field(shape, batch),
+        ],
+        any_size=False,
+        trained=2,
+    ),
     "SpatialTransformer": Case(
         SpatialTransformer,
         lambda shape, batch: [image(shape, batch), field(shape, batch)],
@@ -180,6 +210,11 @@ each_layer = pytest.mark.parametrize("name", CASES)
 each_shape = pytest.mark.parametrize("shape", [(6, 9), (4, 6, 5)], ids=str)
 
 
+@pytest.fixture(autouse=True)
+def _uncompiled(uncompiled_refinement):
+    """See there."""
+
+
 def numpy(tensor):
     return ops.convert_to_numpy(ops.cast(tensor, "float32"))
 
@@ -193,7 +228,8 @@ def model_of(layer, arrays, *, any_size=False):
 
 def test_no_layer_is_left_out():
     # It has several outputs: tests/layers/test_gaussian_pyramid.py makes these checks for it.
-    assert {name.split("-")[0] for name in CASES} | {"GaussianPyramid"} == set(layers.__all__)
+    others = {"GaussianPyramid", "RefinementStage"}  # the second is an option
+    assert {name.split("-")[0] for name in CASES} | others == set(layers.__all__)
 
 
 @each_layer

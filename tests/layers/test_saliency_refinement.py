@@ -6,29 +6,20 @@ import pytest
 from keras import backend, ops
 from scipy import ndimage
 
-from kreg.layers import saliency_refinement
 from kreg.layers.saliency_refinement import RefinementStage, SaliencyRefinement
 from kreg.metrics import folding_fraction
 from kreg.ops import gaussian_filter, nearest_border, warp
 from kreg.ops.saliency import TensorCorrelation
 from tests.fields import smooth_field
 from tests.gradients import gradients
+from tests.layers.conftest import forget_compiled
 
 STAGES = (RefinementStage(3, 1, 4, elastic=1.5), RefinementStage(2, 0, 6, elastic=1.0))
 
 
 @pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch):
-    """Steps run op by op: XLA takes seconds to compile one for each shape."""
-    monkeypatch.setattr(saliency_refinement.backend, "compiled", lambda function: function)
-    forget_compiled()
-    yield
-    forget_compiled()
-
-
-def forget_compiled():
-    for cache in (saliency_refinement._step, saliency_refinement._described):
-        cache.cache_clear()
+def _uncompiled(uncompiled_refinement):
+    """See there."""
 
 
 def numpy(tensor):
@@ -150,7 +141,7 @@ def test_a_pair_does_not_depend_on_its_neighbours():
 
 
 @pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTorch compiles nothing")
-def test_compiled_steps_are_the_same(monkeypatch):
+def test_compiled_steps_are_the_same(monkeypatch, uncompiled_refinement):
     fixed, moving, truth = textured_pair((16, 18))
     start = 0.3 * truth
 
@@ -218,12 +209,12 @@ def test_its_numbers_can_be_learned_or_fixed():
     fixed, moving, truth = textured_pair((20, 24))
     for layer in layers:
         layer(fixed, moving, 0 * truth)
-    assert [len(layer.trainable_weights) for layer in layers] == [4, 0]
+    assert [len(layer.trainable_weights) for layer in layers] == [2, 0]
     without = SaliencyRefinement(STAGES, saliency=None)
     without(fixed, moving, 0 * truth)
-    assert len(without.trainable_weights) == 3
+    assert len(without.trainable_weights) == 1
     by_name = {weight.name: np.exp(numpy(weight)) for weight in layers[0].weights}
-    np.testing.assert_allclose(by_name["log_window"], [3, 2], rtol=1e-6)
+    np.testing.assert_allclose(by_name["log_power"], [4, 4], rtol=1e-6)
 
 
 def test_its_numbers_are_learned():

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kreg.layers.saliency_refinement import RefinementStage
+from kreg.layers import RefinementStage
 from kreg.losses import NCC, Charbonnier, Diffusion, WeightedSum
-from kreg.models.global_to_local import (
+from kreg.models import (
     CARDIAC_128,
     MNIST_64,
     ConvolutionalRefinement,
@@ -16,7 +16,7 @@ from kreg.models.global_to_local import (
 from tests.models.pairs import images
 
 SMALL = FlowNetSize(encoder=((), ((4, 3),), ((6, 3),)), decoder=(4,))
-FEW = UnrolledRefinement((RefinementStage(2, 0.5, 2),))
+FEW = UnrolledRefinement((RefinementStage(2, 0.5, 1), RefinementStage(2, 0, 1)))
 
 
 @pytest.mark.parametrize("shape", [(16, 18), (8, 10, 12)], ids=str)
