@@ -1,8 +1,10 @@
-"""Data: pairs of images for `fit`, from arrays, from folders, from MNIST.
+"""Data: pairs of images for `fit`, from arrays, from folders, from MNIST, from
+cine sequences.
 
 All pair data sets are ``keras.utils.PyDataset`` of ``{"moving", "fixed"}``, float32.
 """
 
+from kreg.data.cine import CinePairs, load_cine_folder, load_lvquan, split_subjects
 from kreg.data.folders import FolderPairs, RandomFolderPairs
 from kreg.data.missing import (
     ContrastChange,
@@ -25,6 +27,7 @@ from kreg.data.pairs import ArrayPairs, OrderedPairs, PairDataset, RandomPairs
 
 __all__ = [
     "ArrayPairs",
+    "CinePairs",
     "ContrastChange",
     "Digits",
     "FolderPairs",
@@ -38,9 +41,12 @@ __all__ = [
     "RandomPairs",
     "SmoothDeformation",
     "Strokes",
+    "load_cine_folder",
     "load_handwritten_digits",
+    "load_lvquan",
     "load_mnist",
     "missing_brain_pairs",
     "missing_digit_pairs",
     "mnist_pairs",
+    "split_subjects",
 ]

@@ -27,6 +27,7 @@ from kreg.losses.mutual_information import (
     normalised_mutual_information,
 )
 from kreg.losses.ncc import NCC, ncc
+from kreg.losses.saliency_weighted import SaliencyWeighted
 from kreg.losses.smoothness import (
     BendingEnergy,
     Diffusion,
@@ -55,6 +56,7 @@ __all__ = [
     "MutualInformation",
     "NormalisedGradientFields",
     "NormalisedMutualInformation",
+    "SaliencyWeighted",
     "SoftDice",
     "TotalVariation",
     "WeightedSum",

@@ -24,10 +24,12 @@ from kreg.losses import (
     MutualInformation,
     NormalisedGradientFields,
     NormalisedMutualInformation,
+    SaliencyWeighted,
     SoftDice,
     TotalVariation,
     WeightedSum,
 )
+from kreg.ops import TensorCorrelation
 from tests.fields import SHAPES, smooth_field
 from tests.fresh_process import Saved, in_fresh_process
 from tests.gradients import gradients
@@ -54,6 +56,9 @@ IMAGE_LOSSES = {
     "SoftDice": SoftDice,
     "Charbonnier": lambda **options: Charbonnier(0.01, **options),
     "GradientMagnitude": lambda **options: GradientMagnitude(0.01, **options),
+    "SaliencyWeighted": lambda **options: SaliencyWeighted(
+        Charbonnier(0.01), TensorCorrelation((1.0,), contrast=0.2), power=2.0, **options
+    ),
     "WeightedSum-images": weighted_image_losses,
 }
 FIELD_LOSSES = {
