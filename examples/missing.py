@@ -32,8 +32,8 @@ from scipy import ndimage, stats
 
 from kreg.data import missing_brain_pairs, missing_digit_pairs
 from kreg.losses import BendingEnergy, Charbonnier, LocalNCC
-from kreg.models import TISSUE, UnrolledRefinement, global_to_local
-from kreg.ops import TensorCorrelation
+from kreg.models import DRAWINGS, TISSUE, UnrolledRefinement, global_to_local
+from kreg.ops import LocallyNormalised, TensorCorrelation
 
 FLAGS = flags.FLAGS
 
@@ -145,10 +145,14 @@ class Budget(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def build(image_shape, *, tissue, saliency=TensorCorrelation()):  # noqa: B008
-    """Return the lean model for tissue or for drawings."""
-    refinement = UnrolledRefinement(TISSUE, normalisation=6) if tissue else UnrolledRefinement()
-    return global_to_local(image_shape, saliency=saliency, refinement=refinement)
+def build(image_shape, *, tissue, saliency=True):
+    """Return the lean model for tissue, whose contrast differs, or for drawings."""
+    if tissue:
+        kind = LocallyNormalised(TensorCorrelation(), sigma=6)
+        refinement = UnrolledRefinement(TISSUE, normalisation=6)
+    else:
+        kind, refinement = TensorCorrelation((0.7, 2.0)), UnrolledRefinement(DRAWINGS)
+    return global_to_local(image_shape, saliency=kind if saliency else None, refinement=refinement)
 
 
 def similarity(tissue):
@@ -435,10 +439,10 @@ def main(arguments):
         pairs = draw(training, pool, tissue=tissue, seed=seed)
         test = draw(testing, tests, tissue=tissue, seed=seed + 1)
         found, curves, trained = {}, {}, {}
-        for name, kind in ((WITH, TensorCorrelation()), (WITHOUT, None)):
+        for name in (WITH, WITHOUT):
             keras.utils.set_random_seed(seed)
             print(f"Training {name}: {seconds / 60:.3g} minutes of processor time", flush=True)
-            model = build(pairs["fixed"].shape[1:], tissue=tissue, saliency=kind)
+            model = build(pairs["fixed"].shape[1:], tissue=tissue, saliency=name == WITH)
             curves[name] = Curve({key: stack[:8] for key, stack in test.items()})
             train(model, pairs, tissue=tissue, seconds=seconds, seed=seed, watch=[curves[name]])
             found[name], trained[name] = predict(model, test), model

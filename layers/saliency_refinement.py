@@ -87,8 +87,9 @@ class SaliencyRefinement(keras.layers.Layer):
 
     Args:
         stages: `RefinementStage` objects, coarse to fine.
-        saliency: the kind of J, `kreg.ops.TensorCorrelation` or `kreg.ops.OriginalSaliency`; None
-            for c = 1, least squares without weights.
+        saliency: the kind of J, such as `kreg.ops.TensorCorrelation`, within
+            `kreg.ops.LocallyNormalised` where contrast differs; None for c = 1, least squares
+            without weights.
         normalisation: None, or the standard deviation in voxels of the window in which both images
             are normalised (`kreg.ops.normalise_locally`); for images whose contrast differs.
 
@@ -139,7 +140,7 @@ class SaliencyRefinement(keras.layers.Layer):
         fixed, moving, u = (ops.cast(x, "float32") for x in (fixed, moving, displacement))
         described = fixed
         if self.saliency is not None:
-            described = _described(self.saliency, self.normalisation)(fixed)
+            described = _described(self.saliency)(fixed)
         learned = ops.stack([ops.convert_to_tensor(x) for x in self._logarithms], axis=-1)
         step = _step(self.saliency, self.normalisation)
         for i, stage in enumerate(self.stages):
@@ -212,8 +213,8 @@ def _normalised(image, sigma, weights=None):
 
 
 @functools.lru_cache
-def _described(saliency, normalisation):
-    return backend.compiled(lambda image: saliency.describe(_normalised(image, normalisation)))
+def _described(saliency):
+    return backend.compiled(saliency.describe)
 
 
 # One boundary a step: fused into one another, XLA would compile chained warps for minutes. The
@@ -229,8 +230,7 @@ def _step(saliency, normalisation):
         warped = warp(moving, u, border=nearest_border)
         weights = None
         if saliency is not None:
-            unweighted = _normalised(warped, normalisation)
-            joint = saliency.compare(described, saliency.describe(unweighted))
+            joint = saliency.compare(described, saliency.describe(warped))
             weights = ops.power((joint + _LEAST) / (1 + _LEAST), numbers[1])
         pair = [_normalised(image, normalisation, weights) for image in (fixed, warped)]
         pair = [_smooth(image, blur) for image in pair]

@@ -8,7 +8,6 @@ from keras import ops
 from kreg import backend
 from kreg.layers.saliency_refinement import check_pair, refined_shape
 from kreg.ops.displacement import spatial_gradient, warp
-from kreg.ops.intensity import normalise_locally
 from kreg.ops.interpolation import nearest_border
 from kreg.ops.saliency import TensorCorrelation
 
@@ -26,19 +25,18 @@ class SelectDisplacement(keras.layers.Layer):
     Gradients reach the one that is taken, none the choice. Each pair by itself.
 
     Args:
-        saliency: the kind of J, `kreg.ops.TensorCorrelation` or `kreg.ops.OriginalSaliency`.
+        saliency: the kind of J, such as `kreg.ops.TensorCorrelation`, within
+            `kreg.ops.LocallyNormalised` where contrast differs.
         power: p, positive.
         smoothness: what bending costs beside what stays unexplained, not negative.
-        normalisation: None, or the standard deviation in voxels of the window in which both images
-            are normalised first (`kreg.ops.normalise_locally`).
 
     Call arguments:
         fixed, moving: ``(batch, *spatial, channels)``, floating, equal sizes that are known.
         first, second: displacements, ``(batch, *spatial, D)``, voxels.
 
     Raises:
-        ValueError: if power, smoothness or normalisation is out of range, the shapes differ, a
-            spatial size is unknown or the images are not floating.
+        ValueError: if power or smoothness is out of range, the shapes differ, a spatial size is
+            unknown or the images are not floating.
     """
 
     def __init__(
@@ -47,19 +45,16 @@ class SelectDisplacement(keras.layers.Layer):
         saliency=TensorCorrelation(),  # noqa: B008, it is frozen
         power=6.0,
         smoothness=4.0,
-        normalisation=None,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # displacements stay float32
         self.saliency = saliency
         self.power = power
         self.smoothness = smoothness
-        self.normalisation = normalisation
-        positive = power > 0 and smoothness >= 0 and (normalisation is None or normalisation > 0)
-        if not positive:
+        if not (power > 0 and smoothness >= 0):
             raise ValueError(
-                "Expected `power` > 0, `smoothness` >= 0, and `normalisation` None or > 0 voxels. "
-                f"Received: power {power}, smoothness {smoothness}, normalisation {normalisation}."
+                "Expected `power` > 0 and `smoothness` >= 0. "
+                f"Received: power {power}, smoothness {smoothness}."
             )
 
     def call(self, fixed, moving, first, second):
@@ -69,7 +64,7 @@ class SelectDisplacement(keras.layers.Layer):
         fixed, moving, first, second = (
             ops.cast(x, "float32") for x in (fixed, moving, first, second)
         )
-        cost = _cost(self.saliency, self.power, self.smoothness, self.normalisation)
+        cost = _cost(self.saliency, self.power, self.smoothness)
         better = cost(fixed, moving, first) <= cost(fixed, moving, second)  # (batch,)
         return ops.where(ops.reshape(better, (-1, *(1,) * (len(first.shape) - 1))), first, second)
 
@@ -89,7 +84,6 @@ class SelectDisplacement(keras.layers.Layer):
             "saliency": keras.saving.serialize_keras_object(self.saliency),
             "power": self.power,
             "smoothness": self.smoothness,
-            "normalisation": self.normalisation,
         }
 
     @classmethod
@@ -100,13 +94,10 @@ class SelectDisplacement(keras.layers.Layer):
 
 
 @functools.lru_cache
-def _cost(saliency, power, smoothness, normalisation):
+def _cost(saliency, power, smoothness):
     def cost(fixed, moving, u):
         fixed, moving, u = map(ops.stop_gradient, (fixed, moving, u))
-        pair = fixed, warp(moving, u, border=nearest_border)
-        if normalisation is not None:
-            pair = tuple(normalise_locally(image, normalisation) for image in pair)
-        joint = saliency(*pair)
+        joint = saliency(fixed, warp(moving, u, border=nearest_border))
         axes = tuple(range(1, len(joint.shape)))
         unexplained = 1.0 - ops.mean(ops.power(joint, power), axis=axes)
         bending = ops.mean(ops.square(spatial_gradient(u)), axis=(*axes, len(axes) + 1))

@@ -224,6 +224,7 @@ API = {
         "voxelmorph",
     ],
     "kreg.ops": [
+        "LocallyNormalised",
         "OriginalSaliency",
         "TensorCorrelation",
         "box_filter",

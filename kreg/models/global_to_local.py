@@ -73,10 +73,10 @@ CARDIAC_128 = FlowNetSize(
 
 #: Stages for drawings and for tissue.
 DRAWINGS = (
-    RefinementStage(6, 2, 10, power=6, elastic=2.5),
-    RefinementStage(5, 1, 10, power=6, elastic=2),
-    RefinementStage(3.5, 0.5, 10, power=6, elastic=1.5),
-    RefinementStage(2, 0, 10, power=5, elastic=1.2, stiffness=0.03),
+    RefinementStage(6, 2, 16, power=6, elastic=2.5),
+    RefinementStage(5, 1, 16, power=6, elastic=2),
+    RefinementStage(3.5, 0.5, 16, power=6, elastic=1.5),
+    RefinementStage(2, 0, 12, power=5, elastic=1.2, stiffness=0.03),
 )
 TISSUE = (
     RefinementStage(12, 3, 5, power=2),
@@ -90,15 +90,15 @@ TISSUE = (
 class UnrolledRefinement:
     """`kreg.layers.SaliencyRefinement`, saliency as the weight of local least squares.
 
-    The first stage is done with weights and without, and `kreg.layers.SelectDisplacement` goes on
-    with what explains more of the pair: equal weights never take a displaced part for a missing
-    one.
+    The first half of the stages is done with weights and without, and
+    `kreg.layers.SelectDisplacement` goes on with what explains more of the pair: equal weights
+    never take a displaced part for a missing one.
 
     Args:
         stages: `kreg.layers.RefinementStage` objects, such as `DRAWINGS` or `TISSUE`: made for
             displacements of up to a dozen voxels.
-        normalisation: None, or the width in voxels of the local normalisation; for images whose
-            contrast differs.
+        normalisation: None, or the width in voxels of the local normalisation of what is compared;
+            for images whose contrast differs, together with `kreg.ops.LocallyNormalised`.
     """
 
     stages: Sequence[RefinementStage] = DRAWINGS
@@ -106,7 +106,8 @@ class UnrolledRefinement:
 
     def __call__(self, fixed, moving, coarse, saliency):
         """Return the refined displacement; `saliency` is a kind, or None for equal weights."""
-        first, rest = self.stages[:1], self.stages[1:]
+        half = len(self.stages) // 2
+        first, rest = self.stages[:half], self.stages[half:]
 
         def refine(displacement, stages, kind, name):
             layer = SaliencyRefinement(
@@ -114,11 +115,9 @@ class UnrolledRefinement:
             )
             return layer(fixed, moving, displacement)
 
-        if saliency is None or not rest:
+        if saliency is None or not first:
             return refine(coarse, self.stages, saliency, "displacement")
-        select = SelectDisplacement(
-            saliency=saliency, normalisation=self.normalisation, name="selected"
-        )
+        select = SelectDisplacement(saliency=saliency, name="selected")
         weighted = refine(coarse, first, saliency, "weighted")
         unweighted = refine(coarse, first, None, "unweighted")
         selected = select(fixed, moving, weighted, unweighted)
@@ -172,8 +171,9 @@ def global_to_local(
     Args:
         image_shape: ``(*spatial, channels)``, 2-D or 3-D; spatial sizes must be known.
         size: widths of the network: `LEAN`, `MNIST_64`, `CARDIAC_128`, or your own.
-        saliency: the kind, `kreg.ops.TensorCorrelation` or `kreg.ops.OriginalSaliency`; None for a
-            model without.
+        saliency: the kind, such as `kreg.ops.TensorCorrelation`, within
+            `kreg.ops.LocallyNormalised` where contrast differs, or `kreg.ops.OriginalSaliency`;
+            None for a model without.
         refinement: `UnrolledRefinement` or `ConvolutionalRefinement`, the original's.
         name: of the model.
 

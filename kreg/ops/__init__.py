@@ -32,6 +32,7 @@ from kreg.ops.linear import (
 from kreg.ops.matrix_exponential import matrix_exponential
 from kreg.ops.pyramid import downsample, gaussian_pyramid, pyramid_frames
 from kreg.ops.saliency import (
+    LocallyNormalised,
     OriginalSaliency,
     TensorCorrelation,
     original_joint_saliency,
@@ -43,6 +44,7 @@ from kreg.ops.saliency import (
 from kreg.ops.thin_plate import thin_plate_displacement, thin_plate_spline
 
 __all__ = [
+    "LocallyNormalised",
     "OriginalSaliency",
     "TensorCorrelation",
     "box_filter",

@@ -16,7 +16,7 @@ from keras import ops
 from kreg.ops.coordinates import check_image, check_same_size
 from kreg.ops.displacement import spatial_gradient
 from kreg.ops.filters import gaussian_filter, mirrored
-from kreg.ops.intensity import TINY
+from kreg.ops.intensity import TINY, normalise_locally
 
 #: Added where tensors of mean size 1 are squared: below it they are flat.
 _FLAT = 1e-8
@@ -327,3 +327,45 @@ class OriginalSaliency(_Saliency):
     def get_config(self):
         """Return the constructor arguments."""
         return {"sigma": self.sigma}
+
+
+@keras.saving.register_keras_serializable("kreg")
+@dataclass(frozen=True)
+class LocallyNormalised(_Saliency):
+    """J of both images, each normalised locally first: for images whose contrast differs.
+
+    Args:
+        saliency: the kind of J, such as `TensorCorrelation`.
+        sigma: standard deviation of the window of `kreg.ops.normalise_locally`, voxels.
+
+    Raises:
+        ValueError: if `sigma` is not positive.
+    """
+
+    saliency: _Saliency = TensorCorrelation()
+    sigma: float = 6.0
+
+    def __post_init__(self):
+        if not self.sigma > 0:
+            raise ValueError(f"Expected `sigma` > 0 voxels. Received: {self.sigma}.")
+
+    def describe(self, image):
+        """Return what is compared of the normalised image."""
+        return self.saliency.describe(normalise_locally(check_image(image), self.sigma))
+
+    def compare(self, fixed, warped):
+        """Return the saliency, ``(batch, *spatial, 1)``."""
+        return self.saliency.compare(fixed, warped)
+
+    def get_config(self):
+        """Return the constructor arguments."""
+        return {
+            "saliency": keras.saving.serialize_keras_object(self.saliency),
+            "sigma": self.sigma,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuild the kind within, then this one."""
+        saliency = keras.saving.deserialize_keras_object(config["saliency"])
+        return cls(**{**config, "saliency": saliency})

@@ -170,7 +170,6 @@ CASES = {
             saliency=TensorCorrelation((1.0,), contrast=0.2),
             power=2,
             smoothness=3,
-            normalisation=3,
             **options,
         ),
         lambda shape, batch: [

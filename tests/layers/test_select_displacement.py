@@ -6,8 +6,7 @@ from keras import ops
 from scipy import ndimage
 
 from kreg.layers import SelectDisplacement
-from kreg.ops import TensorCorrelation, nearest_border, warp
-from kreg.ops.intensity import normalise_locally
+from kreg.ops import LocallyNormalised, TensorCorrelation, nearest_border, warp
 from tests.fields import smooth_field
 from tests.gradients import gradients
 
@@ -30,22 +29,22 @@ def pairs(shape, batch=3):
 
 
 @pytest.mark.parametrize("shape", [(24, 30), (12, 14, 13)], ids=str)
-@pytest.mark.parametrize("normalisation", [None, 4])
-def test_takes_what_explains_the_pair_each_by_itself(shape, normalisation):
+@pytest.mark.parametrize("kind", [TensorCorrelation(), LocallyNormalised(sigma=4)], ids=str)
+def test_takes_what_explains_the_pair_each_by_itself(shape, kind):
     fixed, moving, truth, wrong = pairs(shape)
     first = np.stack([truth[0], wrong[1], truth[2]])
     second = np.stack([wrong[0], truth[1], wrong[2]])
-    layer = SelectDisplacement(normalisation=normalisation)
+    layer = SelectDisplacement(saliency=kind)
     np.testing.assert_array_equal(numpy(layer(fixed, moving, first, second)), truth)
 
 
 def test_the_cost_is_that_of_the_docstring():
     fixed, moving, truth, _ = pairs((20, 26), batch=1)
-    power, window, kind = 3.0, 5.0, TensorCorrelation((1.0,))
+    power, kind = 3.0, TensorCorrelation((1.0,))
 
     def terms(u):
         warped = warp(moving, u, border=nearest_border)
-        joint = numpy(kind(*(normalise_locally(image, window) for image in (fixed, warped))))
+        joint = numpy(kind(fixed, warped))
         slopes = np.stack(np.gradient(u[0], axis=(0, 1)))
         return 1 - np.mean(joint**power), np.mean(slopes**2)
 
@@ -55,9 +54,7 @@ def test_the_cost_is_that_of_the_docstring():
     assert bending > less
     even = (more - unexplained) / (bending - less)  # the smoothness at which both cost the same
     for smoothness, expected in ((0.98 * even, truth), (1.02 * even, half)):
-        layer = SelectDisplacement(
-            saliency=kind, power=power, smoothness=smoothness, normalisation=window
-        )
+        layer = SelectDisplacement(saliency=kind, power=power, smoothness=smoothness)
         np.testing.assert_array_equal(numpy(layer(fixed, moving, half, truth)), expected)
 
 
@@ -73,9 +70,7 @@ def test_gradients_reach_what_is_taken_alone():
     np.testing.assert_array_equal(numpy(found[1]), 0)
 
 
-@pytest.mark.parametrize(
-    "options", [{"power": 0}, {"smoothness": -1}, {"normalisation": 0}], ids=str
-)
+@pytest.mark.parametrize("options", [{"power": 0}, {"smoothness": -1}], ids=str)
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=r"Expected.*Received"):
         SelectDisplacement(**options)

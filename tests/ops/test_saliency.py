@@ -5,7 +5,9 @@ import pytest
 from keras import ops
 from scipy import ndimage
 
+from kreg.ops.intensity import normalise_locally
 from kreg.ops.saliency import (
+    LocallyNormalised,
     OriginalSaliency,
     TensorCorrelation,
     original_joint_saliency,
@@ -19,7 +21,11 @@ from tests.fields import SHAPES, random_pair
 from tests.gradients import central_differences, gradients
 
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-KINDS = [TensorCorrelation((0.7, 1.5), contrast=0.2), OriginalSaliency(1.5)]
+KINDS = [
+    TensorCorrelation((0.7, 1.5), contrast=0.2),
+    OriginalSaliency(1.5),
+    LocallyNormalised(TensorCorrelation((0.7,), contrast=0.2), sigma=3.0),
+]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
@@ -218,7 +224,7 @@ def test_constants_give_finite_values_and_gradients(kind, value):
     for pair in [(constant, constant), (constant, pattern), (pattern, pattern)]:
         found = numpy(kind(*pair))
         assert np.isfinite(found).all()
-        flat = 1 if isinstance(kind, TensorCorrelation) else 0
+        flat = 0 if isinstance(kind, OriginalSaliency) else 1
         np.testing.assert_array_equal(found[1], np.full((9, 12, 1), flat))
         for gradient in gradients(lambda *images: ops.sum(kind(*images)), *pair):
             assert np.isfinite(gradient).all()
@@ -247,6 +253,19 @@ def test_gradients_equal_central_differences(kind, shape):
         assert np.abs(expected).max() > 0.01
         # A minimum or maximum may change hands within a step.
         np.testing.assert_allclose(found[argument], expected, atol=2e-3)
+
+
+def test_local_normalisation_comes_first():
+    fixed, warped = random_pair((14, 17))
+    kind = TensorCorrelation((1.0,))
+    normalised = (normalise_locally(image, 3.0) for image in (fixed, warped))
+    found = LocallyNormalised(kind, sigma=3.0)(fixed, warped)
+    np.testing.assert_allclose(numpy(found), numpy(kind(*normalised)), atol=1e-6)
+    shading = np.linspace(0.6, 1.4, 17, dtype="float32")[:, None]
+    assert numpy(LocallyNormalised(kind)(fixed, shading * fixed)).min() > 0.9
+    assert numpy(kind(fixed, shading * fixed)).min() < 0.8
+    with pytest.raises(ValueError, match=r"`sigma` > 0.*Received"):
+        LocallyNormalised(sigma=0)
 
 
 def test_an_unchanged_image_is_described_once():
