@@ -90,8 +90,11 @@ def report(rows: dict[tuple[str, str], dict]) -> str:
         own = [row for (_, name), row in rows.items() if name == method]
         if own:
             versions = ", ".join(f"{n} {v}" for n, v in own[-1]["versions"].items())
-            commits = ", ".join(dict.fromkeys(row["commit"] for row in own))
-            lines.append(f"- {method}: {versions}; commit {commits}")
+            groups: dict[str, list] = {}
+            for row in own:
+                groups.setdefault(row["commit"], []).append(row["group"])
+            commits = "; ".join(f"{', '.join(here)}: {commit}" for commit, here in groups.items())
+            lines.append(f"- {method}: {versions}. Commits: {commits}")
     lines += [
         "",
         "CPU s: user + system of one pair, median (least - most), without the first call, which "

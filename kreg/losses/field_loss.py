@@ -1,8 +1,11 @@
 """The base of losses on one field: a displacement or a velocity."""
 
+import functools
+
 import keras
 from keras import ops
 
+from kreg import backend
 from kreg.ops.coordinates import check_displacement
 
 
@@ -25,6 +28,15 @@ class FieldLoss(keras.losses.Loss):
     def penalise(self, field):
         """Return ``(batch,)``: the penalty of each ``(*spatial, D)`` field."""
         raise NotImplementedError(f"{type(self).__name__} must define penalise().")
+
+
+@functools.lru_cache
+def compiled_penalty(penalty, **options):
+    """Return the function `penalty` of a field compiled, hashable `options` fixed.
+
+    Slices, their differences and the gradients of slices cost 5 to 20 times less when fused.
+    """
+    return backend.compiled(functools.partial(penalty, **options))
 
 
 def difference(field, axis: int):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kreg.losses.field_loss import FieldLoss, sample_mean
+from kreg.losses.field_loss import FieldLoss, compiled_penalty, sample_mean
 from kreg.ops.displacement import jacobian_determinant
 
 
@@ -17,6 +17,10 @@ def folding(displacement, margin=0.1):
     Returns:
         ``(batch,)``.
     """
+    return compiled_penalty(_folding, margin=margin)(displacement)
+
+
+def _folding(displacement, margin):
     return sample_mean(ops.relu(margin - jacobian_determinant(displacement)))
 
 

@@ -5,6 +5,7 @@ from keras import ops
 
 from kreg.losses.field_loss import (
     FieldLoss,
+    compiled_penalty,
     difference,
     forward_differences,
     sample_mean,
@@ -27,6 +28,10 @@ def diffusion(field):
     Returns:
         ``(batch,)``.
     """
+    return compiled_penalty(_diffusion)(field)
+
+
+def _diffusion(field):
     return _mean_over_axes([ops.square(d) for d in forward_differences(field)], field)
 
 
@@ -64,6 +69,10 @@ def total_variation(field, epsilon=1e-3):
     """
     if not epsilon > 0:
         raise ValueError(f"Expected `epsilon` > 0 voxels. Received: {epsilon}.")
+    return compiled_penalty(_total_variation, epsilon=epsilon)(field)
+
+
+def _total_variation(field, epsilon):
     terms = [ops.sqrt(ops.square(d) + epsilon**2) - epsilon for d in forward_differences(field)]
     return _mean_over_axes(terms, field)
 
@@ -107,6 +116,10 @@ def bending_energy(field):
     Returns:
         ``(batch,)``.
     """
+    return compiled_penalty(_bending_energy)(field)
+
+
+def _bending_energy(field):
     axes = [axis for axis in range(1, len(field.shape) - 1) if field.shape[axis] != 1]
     total = _mean_over_axes([], field)
     for i, axis in enumerate(axes):

@@ -25,6 +25,20 @@ def test_compose_keeps_the_order_of_its_arguments(shape):
     assert np.abs(found - numpy(compose(inner, outer))).max() > 1e-2
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (1, 6), (4, 5, 6)], ids=str)
+def test_the_gradient_of_the_integral_is_that_of_the_function(shape):
+    rng = np.random.default_rng(0)
+    # Long enough for points beyond the border.
+    velocity = rng.normal(0, 3, (2, *shape, len(shape))).astype("float32")
+    weights = rng.normal(size=velocity.shape).astype("float32")
+    functions = IntegrateVelocity(3), lambda field: integrate(field, 3)
+    found, expected = (
+        gradients(lambda field, own=own: ops.sum(weights * own(field)), velocity)[0]
+        for own in functions
+    )
+    np.testing.assert_allclose(numpy(found), numpy(expected), atol=1e-5 * np.abs(expected).max())
+
+
 @each_shape
 @pytest.mark.parametrize("steps", [0, 4, 7])
 def test_integrate_is_the_function_and_inverted_by_the_negative(shape, steps):
