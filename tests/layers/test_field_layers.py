@@ -33,7 +33,7 @@ def test_the_gradient_of_the_integral_is_that_of_the_function(shape):
     weights = rng.normal(size=velocity.shape).astype("float32")
     functions = IntegrateVelocity(3), lambda field: integrate(field, 3)
     found, expected = (
-        gradients(lambda field, own=own: ops.sum(weights * own(field)), velocity)[0]
+        gradients(lambda field, own=own: ops.sum(ops.multiply(weights, own(field))), velocity)[0]
         for own in functions
     )
     np.testing.assert_allclose(numpy(found), numpy(expected), atol=1e-5 * np.abs(expected).max())
