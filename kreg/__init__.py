@@ -3,55 +3,46 @@
 ``kreg.layers`` and ``kreg.losses`` plug into any Keras model, ``kreg.models`` is a zoo of
 registration networks, ``kreg.data`` feeds pairs to ``fit``, ``kreg.metrics`` and ``kreg.plots``
 show the result; ``kreg.register`` aligns one pair; ``kreg.io`` reads and writes images and
-transforms; ``kreg.ops`` holds the mathematics.
+transforms; ``kreg.ops`` holds the mathematics. From the shell: ``kreg --help``.
 """
 
-import contextlib as _contextlib
-import os as _os
 import sys as _sys
+from pathlib import Path as _Path
 
-__version__ = "0.1.0"
-
-
-@_contextlib.contextmanager
-def _without_stderr():
-    """Silence the process's stderr: TensorFlow's C++ greets there before it can be configured."""
-    try:
-        _sys.stderr.flush()
-        saved = _os.dup(2)
-    except (AttributeError, OSError, ValueError):  # no stderr to silence (pythonw, a daemon)
-        yield
-        return
-    try:
-        with open(_os.devnull, "wb") as null:
-            _os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        _os.dup2(saved, 2)
-        _os.close(saved)
+from kreg.version import __version__ as __version__
 
 
-if "keras" not in _sys.modules:
-    # At level 2 a machine without a GPU is told of a CUDA error; a variable that is set stays.
-    _os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _without_stderr():
-        import keras as _keras  # noqa: F401
+def _runs_as_command() -> bool:
+    """Whether this process is ``kreg`` or ``python -m kreg``, whose help must not wait for Keras.
 
-from kreg import (  # noqa: E402
-    data,
-    groups,
-    io,
-    layers,
-    losses,
-    metrics,
-    models,
-    ops,
-    pairwise,
-    plots,
-    transforms,
-)
-from kreg.pairwise import Registration, register  # noqa: E402
-from kreg.training import RegistrationModel  # noqa: E402
+    Each command then imports the parts that it needs.
+    """
+    arguments = getattr(_sys, "argv", None) or [""]
+    if arguments[0] == "-m":  # while Python looks for the module that it was told to run
+        return _sys.orig_argv[-len(arguments)] == "kreg"
+    return _Path(arguments[0]).stem == "kreg"
+
+
+if not _runs_as_command():
+    from kreg.silence import import_keras as _import_keras
+
+    _import_keras()
+
+    from kreg import (
+        data,
+        groups,
+        io,
+        layers,
+        losses,
+        metrics,
+        models,
+        ops,
+        pairwise,
+        plots,
+        transforms,
+    )
+    from kreg.pairwise import Registration, register
+    from kreg.training import RegistrationModel
 
 __all__ = [
     "Registration",

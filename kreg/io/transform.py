@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kreg.io.image import Grid, Image
-from kreg.io.mapping import Mapping, carried, linear, nearest, pieces, resampled
+from kreg.mapping import Mapping, carried, linear, nearest, pieces, resampled
 
 
 @dataclass(frozen=True, eq=False)

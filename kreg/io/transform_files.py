@@ -11,8 +11,8 @@ from kreg.io.arrays import load_npz
 from kreg.io.errors import FileError, reason, refusal
 from kreg.io.files import replacing, suffix_of
 from kreg.io.image import Grid
-from kreg.io.mapping import carried, pieces
 from kreg.io.transform import Transform
+from kreg.mapping import carried, pieces
 
 #: Says what a file is; the version grows when an older kreg could not read it.
 FORMAT, VERSION = "kreg transform", 1

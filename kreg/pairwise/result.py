@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.ndimage
 from keras import ops
 
+from kreg.mapping import Mapping, pieces
 from kreg.ops.coordinates import centred_frame
 from kreg.ops.interpolation import nearest_border, sample, zero_border
-from kreg.pairwise.blocks import carried
 from kreg.pairwise.images import Image
 
-#: Steps of the inverse of a displacement at points.
-_INVERSIONS = 50
 #: Voxels that are warped at once.
 _CHUNK = 2**22
 
@@ -61,6 +58,10 @@ class Registration:
         matrix = np.linalg.inv(moving) @ self.matrix @ fixed
         return matrix / matrix[-1, -1]
 
+    @cached_property
+    def _mapping(self) -> Mapping:
+        return Mapping(self.voxel_matrix, self.field)
+
     def transform_points(self, points) -> np.ndarray:
         """Return where points of the fixed image lie in the moving image.
 
@@ -70,22 +71,14 @@ class Registration:
         Returns:
             ``(..., D)``, voxel indices of the moving image.
         """
-        points = np.asarray(points, "float64")
-        if self.field is not None:
-            points = points + _at(self.field, points)
-        return _apply(self.voxel_matrix, points)
+        return self._mapping(np.asarray(points, "float64"))
 
     def inverse_transform_points(self, points) -> np.ndarray:
         """Return where points ``(..., D)`` of the moving image lie in the fixed image, voxels.
 
         Through a displacement by fixed-point iteration: where it folds there is no inverse.
         """
-        ends = _apply(np.linalg.inv(self.voxel_matrix), np.asarray(points, "float64"))
-        points = ends
-        if self.field is not None:
-            for _ in range(_INVERSIONS):
-                points = ends - _at(self.field, points)
-        return points
+        return self._mapping.inverse(np.asarray(points, "float64"))
 
     def warp(self, image=None, *, sampler=sample, border=zero_border) -> np.ndarray:
         """Return an image that lies like the moving one, laid over the fixed one.
@@ -108,14 +101,10 @@ class Registration:
                 f"Expected an image of the moving image's sizes {self.moving.shape}. "
                 f"Received: {source.shape}."
             )
-        rows = max(1, _CHUNK // max(int(np.prod(self.fixed_shape[1:])), 1))
         result = np.empty((*self.fixed_shape, source.channels), "float32")
-        for start in range(0, self.fixed_shape[0], rows):
-            stop = min(start + rows, self.fixed_shape[0])
-            grid = np.indices((stop - start, *self.fixed_shape[1:]), dtype="float32")
-            grid[0] += start
-            points = self.transform_points(np.moveaxis(grid, 0, -1))
-            result[start:stop] = self._sampled(source, points, sampler, border)
+        for rows, voxels in pieces(self.fixed_shape, _CHUNK):
+            points = self.transform_points(voxels)
+            result[rows] = self._sampled(source, points, sampler, border)
         return result
 
     def _sampled(self, source: Image, points: np.ndarray, sampler, border) -> np.ndarray:
@@ -147,17 +136,3 @@ class Registration:
         """
         grid = np.moveaxis(np.indices(self.fixed_shape, dtype="float32"), 0, -1)
         return (self.transform_points(grid) - grid).astype("float32")
-
-
-def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return carried(matrix, np.atleast_2d(points)).reshape(points.shape)
-
-
-def _at(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """u at points ``(..., D)``, between voxels linear, beyond the grid as at its border."""
-    coordinates = np.moveaxis(points, -1, 0)
-    components = [
-        scipy.ndimage.map_coordinates(component, coordinates, order=1, mode="nearest")
-        for component in np.moveaxis(field, -1, 0)
-    ]
-    return np.stack(components, axis=-1)

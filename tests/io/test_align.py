@@ -5,7 +5,7 @@ from scipy import ndimage
 import kreg
 from kreg.io import Image, align, read, register, save_transform
 from kreg.io.image import reordered, reordering
-from kreg.io.mapping import carried
+from kreg.mapping import carried
 from kreg.pairwise import CoarseToFine, MultiStart
 
 QUICK = CoarseToFine(steps=(8, 8, 8))

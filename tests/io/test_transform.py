@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from kreg import mapping as mapping_module
 from kreg.io import (
     FileError,
     Grid,
@@ -17,7 +18,6 @@ from kreg.io import (
     save_transform,
     write,
 )
-from kreg.io import mapping as mapping_module
 from tests.pairwise.test_result import example
 
 ROOT = Path(__file__).parent.parent.parent

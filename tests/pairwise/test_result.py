@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -71,6 +73,22 @@ def test_points_go_by_way_of_the_centred_worlds(name):
     # One point alone, too.
     one = result.transform_points(points[0, 0])
     np.testing.assert_allclose(one, result.transform_points(points)[0, 0])
+
+
+@each_matrix
+def test_displaced_points_go_the_same_way_alone_and_together(name):
+    plain, _ = example(name)
+    shape = plain.fixed_shape
+    field = np.zeros((*shape, len(shape)))
+    field[..., 0] = 0.5 + 0.1 * np.indices(shape)[-1]  # linear: exact between voxels
+    result = dataclasses.replace(plain, field=field.astype("float32"))
+    points = np.random.default_rng(1).uniform(3, 12, (4, len(shape)))
+    displaced = points.copy()
+    displaced[:, 0] += 0.5 + 0.1 * points[:, -1]
+    there = result.transform_points(points)
+    np.testing.assert_allclose(there, by_hand(result, displaced), atol=1e-4)
+    np.testing.assert_allclose(result.transform_points(points[0]), there[0], atol=1e-9)
+    np.testing.assert_allclose(result.inverse_transform_points(there[0]), points[0], atol=1e-5)
 
 
 @each_matrix

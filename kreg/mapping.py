@@ -69,9 +69,14 @@ def _at(values: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.stack(components, axis=-1).reshape(points.shape)
 
 
-def pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield a slice of rows, and their voxel indices ``(rows, ..., D)``, until the grid is done."""
-    rows = max(1, CHUNK // max(int(np.prod(shape[1:])), 1))
+def pieces(shape: tuple[int, ...], chunk: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield a slice of rows, and their voxel indices ``(rows, ..., D)``, until the grid is done.
+
+    Args:
+        shape: the D sizes of the grid.
+        chunk: voxels at once, about; `CHUNK` where None.
+    """
+    rows = max(1, (chunk or CHUNK) // max(int(np.prod(shape[1:])), 1))
     for start in range(0, shape[0], rows):
         stop = min(start + rows, shape[0])
         grid = np.indices((stop - start, *shape[1:]), dtype="float64")

@@ -1,0 +1,163 @@
+"""Register many pairs, listed in a CSV file; what is done is never done again, nor lost.
+
+usage: kreg batch PAIRS.csv --output FOLDER [options of kreg register]
+
+PAIRS.csv has a header and the columns fixed and moving, paths that start from its own folder,
+and where needed fixed_mask, moving_mask, and name: the folder of the pair within FOLDER.
+
+  name,fixed,moving
+  patient1,before/1.nii.gz,after/1.nii.gz
+  patient2,before/2.nii.gz,after/2.nii.gz
+
+Each pair gets its own folder, as `kreg register` leaves it, once it is whole. A pair that fails
+stops no other. FOLDER/summary.csv lists them all: done, not trusted, failed and why. Run again,
+after Ctrl-C or a power cut, the same command goes on with what is missing, failures first tried
+again; with --overwrite it does all anew.
+
+Examples:
+  kreg batch pairs.csv --output aligned --transform rigid
+  kreg batch pairs.csv --output aligned --json > summary.json
+
+Exit codes: 0 all done and trusted; 1 some failed; 3 all done, some not trusted.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from kreg.cli import method
+from kreg.cli.method import Method
+from kreg.cli.new_folder import RESULT, files_of, new_folder
+from kreg.cli.outcome import BAD_INPUT, DONE, NOT_TRUSTED, Outcome, UsageError, one_line
+from kreg.cli.points import read_table, write_rows
+from kreg.cli.register import PairFiles, align
+from kreg.cli.terminal import counted
+from kreg.io.errors import reason, refusal
+
+SUMMARY = "summary.csv"
+_COLUMNS = ["name", "fixed", "moving", "state", "similarity", "seconds", "reason"]
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the options."""
+    flags.DEFINE_string("output", None, "the folder of all results", flag_values=values)
+    method.define(values)
+
+
+def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
+    """Register all pairs of a list."""
+    if len(arguments) != 1 or values.output is None:
+        raise UsageError(
+            "Expected PAIRS.csv and --output FOLDER. Received: "
+            f"{len(arguments)} files, --output {values.output or 'missing'}."
+        )
+    how = Method.of(values)
+    pairs = read_pairs(Path(arguments[0]))
+    output = Path(values.output)
+    _make(output)
+    rows: dict[str, dict[str, Any]] = {
+        name: {"name": name, "fixed": pair.fixed, "moving": pair.moving, "state": "waiting"}
+        for name, pair in pairs.items()
+    }
+    try:
+        for name, pair in counted(pairs.items(), len(pairs), "pair"):
+            rows[name] |= _one(pair, how, output / name, values.overwrite)
+    finally:  # also where Ctrl-C ends it
+        table = [[row.get(column, "") for column in _COLUMNS] for row in rows.values()]
+        write_rows(output / SUMMARY, [_COLUMNS, *table], overwrite=True)
+    return _outcome(output, list(rows.values()))
+
+
+def after_interrupt(values: flags.FlagValues) -> str:
+    """Return what is left where Ctrl-C ended it."""
+    return f"finished pairs are in {values.output}; the same command goes on with the others"
+
+
+def read_pairs(path: Path) -> dict[str, PairFiles]:
+    """Return the pairs of a list by their names.
+
+    Raises:
+        FileError: if it is no such list, or a name occurs twice or is none of a folder.
+    """
+    table = read_table(path, "fixed, moving")
+    places = {name: table.column(name) for name in ("name", *PairFiles._fields)}
+    if places["fixed"] is None or places["moving"] is None:
+        received = f"the columns {', '.join(table.header)}"
+        raise refusal(path, "a CSV file with the columns fixed and moving", received)
+    pairs: dict[str, PairFiles] = {}
+    for number, row in enumerate(table.rows, 1):
+        found = {name: row[place].strip() for name, place in places.items() if place is not None}
+        files = {
+            side: os.path.abspath(path.parent / found[side]) if found.get(side) else None
+            for side in PairFiles._fields
+        }
+        if not files["fixed"] or not files["moving"]:
+            raise refusal(path, "a fixed and a moving image in every row", f"none in row {number}")
+        name = found.get("name") or f"pair{number:04d}"
+        if name in pairs or name in (SUMMARY, ".", "..") or name[0] == "." or {*"/\\"} & {*name}:
+            expected = "names of folders, each once, in the column name"
+            raise refusal(path, expected, f"'{name}' in row {number}")
+        pairs[name] = PairFiles(**files)  # type: ignore[arg-type]
+    return pairs
+
+
+def _make(output: Path) -> None:
+    if not output.parent.is_dir() or (output.exists() and not output.is_dir()):
+        received = "a file" if output.exists() else f"no folder '{output.parent}'"
+        raise refusal(output, "a folder, or a name for one", received)
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        raise refusal(output, "a folder that can be written", reason(error)) from error
+
+
+def _one(pair: PairFiles, how: Method, folder: Path, overwrite: bool) -> dict[str, Any]:
+    """Return what the summary says of one pair, registered now or before."""
+    try:
+        if not overwrite and (before := _finished(folder)) is not None:
+            if before["settings"] != how.settings() or not _same(before, pair):
+                raise refusal(
+                    folder, "a result of the same files and options", "another", "--overwrite"
+                )
+            return _told(before)
+        with new_folder(folder, overwrite) as unfinished:
+            result = align(pair, how, unfinished)
+        return _told(result)
+    except Exception as error:
+        return {"state": "failed", "reason": one_line(error)}
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    if RESULT not in files_of(folder):
+        return None
+    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+
+
+def _same(result: dict[str, Any], pair: PairFiles) -> bool:
+    return all(result.get(side) == path for side, path in pair._asdict().items())
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "state": "done" if result["trusted"] else "not trusted",
+        "similarity": round(result["similarity_after"], 4),
+        "seconds": result["seconds"],
+        "reason": result["reason"],
+    }
+
+
+def _outcome(output: Path, rows: list[dict[str, Any]]) -> Outcome:
+    named = {
+        state: [row for row in rows if row["state"] == state]
+        for state in ("done", "not trusted", "failed")
+    }
+    lines = [f"{len(chosen)} {state}" for state, chosen in named.items()]
+    lines = [f"{', '.join(lines)}, of {len(rows)} pairs: {output / SUMMARY}"]
+    for state in ("failed", "not trusted"):
+        lines += [f"  {state}: {row['name']}: {row['reason']}" for row in named[state]]
+    code = BAD_INPUT if named["failed"] else NOT_TRUSTED if named["not trusted"] else DONE
+    counts = {state.replace(" ", "_"): len(chosen) for state, chosen in named.items()}
+    return Outcome({"output": str(output), **counts, "pairs": rows}, lines, code)

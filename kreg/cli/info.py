@@ -1,0 +1,99 @@
+"""Say what a file holds: an image with its grid, a transform, or a result.
+
+usage: kreg info FILE [--json]
+
+FILE is an image, a folder of DICOM or zarr, a transform (.npz), or the folder of a registration.
+
+Examples:
+  kreg info scan.nii.gz
+  kreg info aligned
+  kreg info aligned/transform.npz --json
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from kreg import io
+from kreg.cli.new_folder import RESULT, files_of
+from kreg.cli.outcome import Outcome, UsageError
+from kreg.cli.register import displacement, told
+
+#: Of larger images the values are not looked at.
+_LOOKED_AT = 2**27
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the options: none but those that all commands have."""
+
+
+def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
+    """Describe one file."""
+    if len(arguments) != 1:
+        raise UsageError(f"Expected one file. Received: {len(arguments)}.")
+    path = Path(arguments[0])
+    if path.is_dir() and RESULT in files_of(path):
+        result = json.loads((path / RESULT).read_text(encoding="utf-8"))
+        names = f"  {result['moving']} over {result['fixed']}, by {result['settings']['transform']}"
+        return Outcome({"kind": "result", **result}, [*told(result), names])
+    found = _transform(path) if _is_transform(path) else _image(path)
+    width = max(map(len, found))
+    lines = [f"{name:{width}}  {_text(value)}" for name, value in found.items()]
+    return Outcome({"file": str(path), **found}, lines)
+
+
+def _is_transform(path: Path) -> bool:
+    if path.suffix.lower() != ".npz" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return {"format.npy", "matrix.npy"} <= set(archive.namelist())
+
+
+def _image(path: Path) -> dict[str, Any]:
+    image = io.read(path)
+    found = {"kind": "image", **_grid(image.grid)}
+    found |= {"channels": image.channels or 1, "dtype": str(image.array.dtype)}
+    if image.array.size <= _LOOKED_AT:
+        array = np.asarray(image.array)
+        finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+        if finite.size:
+            found |= {"lowest": finite.min().item(), "highest": finite.max().item()}
+        found |= {"nan_or_infinite": int(array.size - finite.size)}
+    return found
+
+
+def _transform(path: Path) -> dict[str, Any]:
+    found = io.load_transform(path)
+    kind = "a matrix" if found.field is None else "a matrix after a displacement"
+    result = {"kind": "transform", "form": kind, "matrix": found.matrix.tolist()}
+    for side, grid in (("fixed", found.fixed), ("moving", found.moving)):
+        result |= {f"{side}_{name}": value for name, value in _grid(grid).items()}
+    if found.field is not None:
+        result["displacement"] = displacement(found)
+    return result
+
+
+def _grid(grid) -> dict[str, Any]:
+    return {
+        "sizes": list(grid.shape),
+        "spacing": list(grid.spacing),
+        "unit": grid.unit,
+        "axes": grid.orientation,
+        "first_voxel": grid.affine[:-1, -1].tolist(),
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        if value and isinstance(value[0], list):
+            return "; ".join(map(_text, value))
+        return " ".join(map(_text, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
+    return str(value)

@@ -1,0 +1,52 @@
+"""What a command has to say, to people and to machines, and how it ends."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+#: Exit codes. 130 is the shell's own for Ctrl-C, 143 for a process that was told to end.
+DONE, BAD_INPUT, USAGE, NOT_TRUSTED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class UsageError(Exception):
+    """A command line that says too little, too much, or what cannot be."""
+
+
+class Outcome(NamedTuple):
+    """The result of a command.
+
+    Args:
+        values: what ``--json`` prints.
+        lines: what is printed otherwise.
+        code: the exit code.
+    """
+
+    values: dict[str, Any]
+    lines: Sequence[str]
+    code: int = DONE
+
+
+def as_json(values: Any) -> str:
+    """Return values as JSON: NaN and infinity, which it does not have, as null."""
+    return json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if hasattr(value, "tolist"):  # arrays and numbers of NumPy
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message as one line, with its name where that is no user's mistake."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (ValueError, OSError, UsageError)):
+        return text
+    return f"{type(error).__name__}: {text}" if str(error) else text

@@ -1,0 +1,172 @@
+"""Lay a moving image over a fixed one.
+
+usage: kreg register FIXED MOVING --output FOLDER [options]
+
+In FOLDER you find, once all is done:
+  warped.*        the moving image on the grid of the fixed one, of its own kind
+  transform.npz   the transform, for `kreg apply` and `kreg.io.load_transform`
+  result.json     how well they fit, whether to trust it, the matrix, all options
+
+Images may be PNG, JPEG, TIFF, NIfTI, NumPy, and with extras NRRD, MetaImage, DICOM and zarr,
+2-D or 3-D, of unequal sizes. What scanners say of position and spacing is honoured.
+
+Examples:
+  kreg register fixed.png moving.png --output aligned
+  kreg register mr.nii.gz pet.nii.gz --output aligned --transform rigid
+  kreg register slice1.tif slice2.tif --output aligned --transform affine+dense --elastic 0.001
+  kreg register visible.png infrared.png --output aligned --edges --fixed_mask seen.png
+  kreg register a.nii.gz b.nii.gz --output aligned --export nii.gz   # for ANTs and 3D Slicer
+
+Exit codes: 0 registered and trusted; 3 registered, all is written, but not trusted: look at it.
+"""
+
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from kreg import io
+from kreg.cli import images, method
+from kreg.cli.method import Method
+from kreg.cli.new_folder import RESULT, new_folder
+from kreg.cli.outcome import DONE, NOT_TRUSTED, Outcome, UsageError, as_json
+from kreg.cli.terminal import is_terminal, say, start_keras
+from kreg.version import __version__
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the options."""
+    flags.DEFINE_string("output", None, "the folder of the results", flag_values=values)
+    for side in ("fixed", "moving"):
+        flags.DEFINE_string(
+            f"{side}_mask",
+            None,
+            f"an image of the size of {side.upper()}: only where it is not 0 is looked at",
+            flag_values=values,
+        )
+    method.define(values)
+
+
+class PairFiles(NamedTuple):
+    """The files of one pair."""
+
+    fixed: str
+    moving: str
+    fixed_mask: str | None = None
+    moving_mask: str | None = None
+
+
+def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
+    """Register two files."""
+    if len(arguments) != 2 or values.output is None:
+        raise UsageError(
+            "Expected two images and --output FOLDER. Received: "
+            f"{len(arguments)} images, --output {values.output or 'missing'}."
+        )
+    how = Method.of(values)
+    pair = PairFiles(arguments[0], arguments[1], values.fixed_mask, values.moving_mask)
+    output = Path(values.output)
+    with new_folder(output, values.overwrite) as folder:
+        result = align(pair, how, folder)
+    files = " ".join(result["files"])
+    lines = [*told(result), f"written to {output}: {files}"]
+    return Outcome({"output": str(output), **result}, lines, code_of(result))
+
+
+def code_of(result: dict[str, Any]) -> int:
+    """Return the exit code of a finished registration."""
+    return DONE if result["trusted"] else NOT_TRUSTED
+
+
+def align(pair: PairFiles, how: Method, folder: Path) -> dict[str, Any]:
+    """Register a pair of files, write all results into a folder, and return what result.json says.
+
+    Raises:
+        FileError: if a file cannot be read or written.
+        ValueError: if the images cannot be registered.
+    """
+    start = time.perf_counter()
+    read = [images.read_image(path) for path in (pair.fixed, pair.moving)]
+    given = (pair.fixed_mask, pair.moving_mask)
+    masks = [
+        None if path is None else images.read_mask(path, image)
+        for path, image in zip(given, read, strict=True)
+    ]
+    start_keras()
+    from kreg.io import align as align_images
+
+    say("looking for the transform ...")
+    alignment = align_images.register(
+        *read,
+        fixed_mask=masks[0],
+        moving_mask=masks[1],
+        verbose=is_terminal(),
+        **how.options(),
+    )
+    files = _write(alignment, how, pair, folder)
+    found = alignment.registration
+    result = {
+        "kreg": __version__,
+        **pair._asdict(),
+        "settings": how.settings(),
+        "trusted": found.trusted,
+        "reason": found.reason,
+        "similarity_before": found.similarity_before,
+        "similarity_after": found.similarity_after,
+        "chance": found.chance,
+        "runner_up": found.runner_up,
+        "overlap": found.overlap,
+        "unit": alignment.moving.unit,
+        "matrix": alignment.transform.matrix.tolist(),
+        "displacement": displacement(alignment.transform),
+        "steps": len(found.history.get("stage", [])),
+        "seconds": round(time.perf_counter() - start, 2),
+        "files": files,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("keras", "numpy")},
+        },
+    }
+    (folder / RESULT).write_text(as_json(result) + "\n", encoding="utf-8")
+    return result
+
+
+def _write(alignment, how: Method, pair: PairFiles, folder: Path) -> list[str]:
+    """Write all but the numbers, and return the names of the files of the result."""
+    warped = alignment.warped
+    name = f"warped{images.suffix_for(warped, pair.moving)}"
+    io.write(folder / name, warped)
+    names = [name, "transform.npz", *(f"transform.{suffix}" for suffix in how.export)]
+    for name in names[1:]:
+        io.save_transform(folder / name, alignment.transform, overwrite=True)
+    return [*names, RESULT]
+
+
+def displacement(transform) -> dict[str, float] | None:
+    """Return how long the displacements are, in the unit of the fixed image."""
+    if transform.field is None:
+        return None
+    length = np.linalg.norm(transform.field * np.asarray(transform.fixed.spacing), axis=-1)
+    return {"mean": float(length.mean()), "largest": float(length.max())}
+
+
+def told(result: dict[str, Any]) -> list[str]:
+    """Return a result as lines to read."""
+    verdict = "trusted" if result["trusted"] else "NOT TRUSTED"
+    lines = [
+        f"{verdict}: {result['reason']}",
+        f"  mutual information  {result['similarity_before']:.3f} before, "
+        f"{result['similarity_after']:.3f} after; by chance below {result['chance']:.3f}",
+        f"  overlap             {result['overlap']:.0%}",
+        f"  world matrix        fixed to moving, in {result['unit']}",
+    ]
+    for row in result["matrix"]:
+        lines.append("    " + " ".join(f"{value:11.5f}" for value in row))
+    if result["displacement"]:
+        mean, largest = result["displacement"]["mean"], result["displacement"]["largest"]
+        lines.append(f"  displacement        {mean:.2f} on average, at most {largest:.2f}")
+    return lines

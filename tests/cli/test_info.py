@@ -1,0 +1,32 @@
+import json
+
+import numpy as np
+
+from kreg.io import Image, Transform, read, save_transform, write
+from tests.cli.conftest import SHAPE
+
+
+def test_says_what_an_image_is(kreg, folder):
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[:3, 3] = 5, 6, 7
+    values = np.arange(4 * 5 * 6, dtype="float32").reshape(4, 5, 6)
+    values[0, 0, 0] = np.nan
+    write(folder / "a.nii.gz", Image(values, affine, "mm"))
+    code, printed, said = kreg("info", "a.nii.gz", "--json")
+    found = json.loads(printed)
+    assert (code, said) == (0, "")
+    assert (found["sizes"], found["spacing"], found["unit"]) == ([4, 5, 6], [2, 3, 4], "mm")
+    assert (found["axes"], found["first_voxel"]) == ("LPS", [5, 6, 7])
+    assert (found["lowest"], found["highest"], found["nan_or_infinite"]) == (1, 119, 1)
+    assert "4 5 6" in kreg("info", "a.nii.gz")[1]
+
+
+def test_says_what_a_transform_is(kreg, folder):
+    grid = read(folder / "fixed.png").grid
+    field = np.zeros((*SHAPE, 2), "float32")
+    field[0, 0] = 3, 4
+    save_transform(folder / "t.npz", Transform(np.eye(3), grid, grid, field))
+    found = json.loads(kreg("info", "t.npz", "--json")[1])
+    assert (found["kind"], found["fixed_sizes"]) == ("transform", list(SHAPE))
+    assert found["displacement"]["largest"] == 5
+    assert "after a displacement" in kreg("info", "t.npz")[1]
