@@ -14,7 +14,9 @@ from kreg.layers.depth_to_space import DepthToSpace
 from kreg.layers.displace_points import DisplacePoints
 from kreg.layers.gaussian_pyramid import GaussianPyramid
 from kreg.layers.integrate_velocity import IntegrateVelocity
+from kreg.layers.interpolator import Interpolator
 from kreg.layers.joint_saliency import JointSaliency
+from kreg.layers.matcher import Matcher
 from kreg.layers.matrix_exp_affine import MatrixExpAffine
 from kreg.layers.matrix_to_displacement import MatrixToDisplacement
 from kreg.layers.resize_displacement import ResizeDisplacement
@@ -33,7 +35,9 @@ __all__ = [
     "DisplacePoints",
     "GaussianPyramid",
     "IntegrateVelocity",
+    "Interpolator",
     "JointSaliency",
+    "Matcher",
     "MatrixExpAffine",
     "MatrixToDisplacement",
     "RefinementStage",

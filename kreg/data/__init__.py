@@ -6,6 +6,7 @@ All pair data sets are ``keras.utils.PyDataset`` of ``{"moving", "fixed"}``, flo
 
 from kreg.data.cine import CinePairs, load_cine_folder, load_lvquan, split_subjects
 from kreg.data.folders import FolderPairs, RandomFolderPairs
+from kreg.data.known_transforms import KnownTransforms, RandomAffine, SmoothNoise
 from kreg.data.missing import (
     ContrastChange,
     Lesions,
@@ -31,15 +32,18 @@ __all__ = [
     "ContrastChange",
     "Digits",
     "FolderPairs",
+    "KnownTransforms",
     "LabelledImages",
     "Lesions",
     "MissingPairs",
     "MnistUnavailable",
     "OrderedPairs",
     "PairDataset",
+    "RandomAffine",
     "RandomFolderPairs",
     "RandomPairs",
     "SmoothDeformation",
+    "SmoothNoise",
     "Strokes",
     "load_cine_folder",
     "load_handwritten_digits",

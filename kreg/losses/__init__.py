@@ -10,11 +10,14 @@ from kreg.losses.charbonnier import (
     gradient_magnitude_distance,
 )
 from kreg.losses.dice_loss import SoftDice, soft_dice
+from kreg.losses.endpoint_error import EndpointError, endpoint_error
+from kreg.losses.feature_residual import FeatureResidual, feature_residual
 from kreg.losses.field_loss import FieldLoss
 from kreg.losses.folding import Folding, folding
 from kreg.losses.gradient_fields import NormalisedGradientFields, normalised_gradient_fields
 from kreg.losses.image_loss import ImageLoss
 from kreg.losses.inverse_consistency import InverseConsistency, inverse_consistency
+from kreg.losses.known_transform import GridDistance, grid_distance
 from kreg.losses.landmarks import LandmarkDistance, landmark_distance
 from kreg.losses.local_ncc import LocalNCC, local_ncc
 from kreg.losses.mind import MIND, mind, mind_descriptor
@@ -46,9 +49,12 @@ __all__ = [
     "Charbonnier",
     "Critic",
     "Diffusion",
+    "EndpointError",
+    "FeatureResidual",
     "FieldLoss",
     "Folding",
     "GradientMagnitude",
+    "GridDistance",
     "ImageLoss",
     "InverseConsistency",
     "LandmarkDistance",
@@ -64,8 +70,11 @@ __all__ = [
     "charbonnier",
     "diffusion",
     "donsker_varadhan",
+    "endpoint_error",
+    "feature_residual",
     "folding",
     "gradient_magnitude_distance",
+    "grid_distance",
     "inverse_consistency",
     "joint_histogram",
     "landmark_distance",

@@ -2,6 +2,13 @@
 
 from kreg.models.affine_dense import affine_dense
 from kreg.models.affine_net import affine_net
+from kreg.models.ddim import (
+    DenseStep,
+    GradientMagnitudes,
+    GreyValues,
+    MatchingStage,
+    ddim,
+)
 from kreg.models.dirnet import dirnet
 from kreg.models.encoder_decoder import encoder_decoder
 from kreg.models.global_to_local import (
@@ -27,11 +34,16 @@ __all__ = [
     "TISSUE",
     "ConvolutionalRefinement",
     "DenseHead",
+    "DenseStep",
     "FlowNetSize",
+    "GradientMagnitudes",
+    "GreyValues",
+    "MatchingStage",
     "UnrolledRefinement",
     "VelocityHead",
     "affine_dense",
     "affine_net",
+    "ddim",
     "dirnet",
     "encoder_decoder",
     "global_to_local",

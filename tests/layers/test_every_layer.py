@@ -18,6 +18,7 @@ from kreg.layers import (
     DepthToSpace,
     DisplacePoints,
     IntegrateVelocity,
+    Interpolator,
     JointSaliency,
     MatrixExpAffine,
     MatrixToDisplacement,
@@ -144,6 +145,14 @@ CASES = {
         lambda **options: IntegrateVelocity(3, **options),
         lambda shape, batch: [field(shape, batch)],
     ),
+    "Interpolator": Case(
+        lambda **options: Interpolator(
+            (4, 3), kernel_initializer=keras.initializers.HeNormal(seed=1), **options
+        ),
+        lambda shape, batch: [image(shape, batch)],
+        field=False,
+        any_size=False,
+    ),
     "JointSaliency": Case(
         lambda **options: JointSaliency(TensorCorrelation((0.5, 1.0), contrast=0.2), **options),
         two_images,
@@ -227,7 +236,8 @@ def model_of(layer, arrays, *, any_size=False):
 
 def test_no_layer_is_left_out():
     # It has several outputs: tests/layers/test_gaussian_pyramid.py makes these checks for it.
-    others = {"GaussianPyramid", "RefinementStage"}  # the second is an option
+    # The second is an option, the third has random weights: tests/layers/test_matcher.py.
+    others = {"GaussianPyramid", "RefinementStage", "Matcher"}
     assert {name.split("-")[0] for name in CASES} | others == set(layers.__all__)
 
 

@@ -1,0 +1,250 @@
+"""DDIM: deep features matched coarse to fine, stage by stage, and a last dense step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from keras import layers as keras_layers
+from keras import ops
+
+from kreg.layers import ComposeLinear, MatrixToDisplacement, SpatialTransformer, Standardise
+from kreg.layers.interpolator import Interpolator
+from kreg.layers.matcher import Matcher
+from kreg.models.blocks import by_dimension, image_inputs, unet
+from kreg.models.heads import VelocityHead
+from kreg.ops import nearest_border, spatial_gradient
+from kreg.ops.linear import compose_matrices
+from kreg.training import RegistrationModel
+
+#: The longest side of the image that the first stage sees; later ones see it twice as large.
+_COARSE = 32
+#: Features have at most this many cells along the longest side: more are slow, not better.
+_CELLS = 16
+
+
+@dataclass(frozen=True)
+class GreyValues:
+    """What the networks see of an image: its grey values, standardised."""
+
+    def __call__(self, image, name: str):
+        """Return the view ``(batch, *spatial, channels)`` of a symbolic image."""
+        return Standardise(name=name, dtype="float32")(image)
+
+
+@dataclass(frozen=True)
+class GradientMagnitudes:
+    """What the networks see of an image: the strength of its edges, ||grad I||, standardised.
+
+    An inverted contrast changes nothing.
+    """
+
+    def __call__(self, image, name: str):
+        """Return the view ``(batch, *spatial, channels)`` of a symbolic image."""
+        square = ops.sum(ops.square(spatial_gradient(ops.cast(image, "float32"))), axis=-1)
+        return Standardise(name=name, dtype="float32")(ops.sqrt(square + 1e-6))
+
+
+@dataclass(frozen=True)
+class MatchingStage:
+    """The widths of a stage.
+
+    Args:
+        filters: channels of its `Interpolator`.
+        width: channels of its `Matcher`.
+        upsampling: the `Interpolator`'s factor. Its convolutions then go down to as many fewer
+            cells: what the `Matcher` sees is of the same size.
+        resampling: whether the `Interpolator` learns an affine resampling.
+        radius: of the `Matcher`'s correlation, in cells; None for none.
+    """
+
+    filters: Sequence[int] = (16, 32)
+    width: int = 32
+    upsampling: int = 1
+    resampling: bool = False
+    radius: int | None = None
+
+    def layers(self, number: int, stride: int, group) -> tuple[Interpolator, Matcher]:
+        """Return the layers of stage `number`, whose cells are `stride` voxels of its image."""
+        total = stride * self.upsampling
+        first = max(f for f in range(1, total + 1) if total % f == 0 and f * f <= total)
+        interpolator = Interpolator(
+            self.filters, strides=(total // first, first), factor=self.upsampling,
+            resampling=self.resampling, name=f"interpolator{number}",
+        )  # fmt: skip
+        matcher = Matcher(self.width, group=group, radius=self.radius, name=f"matcher{number}")
+        return interpolator, matcher
+
+
+@dataclass(frozen=True)
+class DenseStep:
+    """u from a U-Net on [fixed, warped, fixed - warped].
+
+    Args:
+        downsize: the U-Net sees images so many times smaller.
+        encoder: channels of each level, finest first.
+        decoder: channels of each level on the way up; further entries are convolutions at the
+            finest level.
+        head: `VelocityHead(4)`, the default: what a matrix leaves is small; or `DenseHead()`.
+    """
+
+    downsize: int = 1
+    encoder: Sequence[int] = (16, 32, 32)
+    decoder: Sequence[int] = (32, 32, 32, 16)
+    head: Callable[..., dict] | None = None
+
+    def __call__(self, fixed, warped, image) -> dict:
+        """Return ``{"displacement": (batch, *spatial, D), ...}`` on the grid of `image`."""
+        difference = keras_layers.Subtract(name="difference", dtype="float32")([fixed, warped])
+        seen = keras_layers.Concatenate(name="dense_input")([fixed, warped, difference])
+        features = unet(_shrunk(seen, self.downsize), self.encoder, self.decoder)
+        return (self.head or VelocityHead(4))(features, image)
+
+
+def ddim(
+    image_shape: Sequence,
+    *,
+    depth: int = 3,
+    stage=MatchingStage(),
+    shared: bool = False,
+    group=None,
+    view=GreyValues(),
+    dense=DenseStep(),
+    detached: bool = True,
+    features: bool = False,
+    name: str = "ddim",
+) -> RegistrationModel:
+    """phi = A o (x + u(x)), A = A_1 A_2 ... A_depth: a cascade that interpolates and matches.
+
+    Each stage warps the moving image by what the stages before have found, computes features of
+    it and of the fixed image (`kreg.layers.Interpolator`) and matches them
+    (`kreg.layers.Matcher`): A_i is the transform that they have left. The first stage sees small
+    images, the others images twice as large. A dense step finds u, between the fixed image and
+    the one warped by A, so that every voxel of the fixed image gets its place in the moving one.
+    The original image is warped once, by the composed map. Identity at start. For large motion:
+    trained on known transforms (`kreg.data.KnownTransforms`) it needs neither labels nor a
+    similarity. First the stages, then the dense step::
+
+        model = ddim((32, 32, 1))
+        stages = RegistrationModel(
+            model.input, {"stage_matrices": model.output["stage_matrices"]}
+        )
+        stages.compile(Adam(2e-3, clipnorm=1.0), loss={"stage_matrices": GridDistance((32, 32))})
+        stages.fit(KnownTransforms(images))
+        model.compile("adam", loss={"displacement": EndpointError()})
+        model.fit(KnownTransforms(images))
+
+    Args:
+        image_shape: ``(*spatial, channels)``, 2-D or 3-D; spatial sizes must be known.
+        depth: number of stages.
+        stage: `MatchingStage`, their widths.
+        shared: whether all stages have the same weights.
+        group: of `kreg.groups`, an object; ``Affine()`` where None.
+        view: what the networks see: `GreyValues`, `GradientMagnitudes`, or your own.
+        dense: `DenseStep`, or None for a model of the stages alone.
+        detached: whether no gradient flows to the matrix that a stage, or the dense step, starts
+            from, so that each is trained by what it has left alone.
+        features: whether there are further outputs ``features1``, ``features2``, ...: for
+            `kreg.losses.FeatureResidual`, the features of the fixed image beside those of the
+            moving one, brought to it by A_i.
+        name: of the model.
+
+    Returns:
+        A model of ``{"moving", "fixed"}`` with outputs ``warped`` ``(batch, *spatial, channels)``,
+        ``matrix`` A ``(batch, D + 1, D + 1)``, fixed to moving points in the centred world frame,
+        ``stage_matrices`` A_1, A_1 A_2, ... ``(batch, depth, D + 1, D + 1)`` and ``displacement``
+        of phi ``(batch, *spatial, D)``. With a dense step also ``warped_linear``, by A alone,
+        ``residual`` u and, with a `VelocityHead`, its ``velocity``.
+
+    Raises:
+        ValueError: if `image_shape` is not that of a channels-last image of known size, `depth` is
+            not positive, or there is no such group in as many dimensions.
+    """
+    inputs = image_inputs(image_shape)
+    moving, fixed = inputs["moving"], inputs["fixed"]
+    sizes = fixed.shape[1:-1]
+    if None in sizes or depth < 1:
+        raise ValueError(
+            "Expected known spatial sizes, as a matrix lies in a frame centred on the image, and "
+            f"`depth` >= 1. Received: spatial sizes {tuple(sizes)}, depth {depth}."
+        )
+    views = {image: view(inputs[image], f"{image}_view") for image in ("moving", "fixed")}
+    coarse, stride = _resolutions(max(sizes))
+
+    def held(matrix):
+        return ops.stop_gradient(matrix) if detached else matrix
+
+    outputs: dict = {}
+    matrices: list = []
+    layers = None
+    for number in range(1, depth + 1):
+        shrink = coarse if number == 1 else max(coarse // 2, 1)
+        if layers is None or not shared:
+            layers = stage.layers(number, stride, group)
+        interpolator, matcher = layers
+        small = {image: _shrunk(x, shrink) for image, x in views.items()}
+        if matrices:
+            found = held(matrices[-1])
+            small["moving"] = _warp(
+                small["moving"], found, f"warped{number}", [shrink] * len(sizes)
+            )
+        seen, matched = interpolator(small["fixed"]), interpolator(small["moving"])
+        matrix = matcher(seen, matched, fixed)
+        if features:
+            outputs[f"features{number}"] = _matched(
+                seen, matched, matrix, sizes, f"features{number}"
+            )
+        matrices.append(compose_matrices(found, matrix) if matrices else matrix)
+
+    matrix = matrices[-1]
+    outputs |= {"matrix": matrix, "stage_matrices": ops.stack(matrices, axis=1)}
+    linear = MatrixToDisplacement(name="linear_displacement")(matrix, fixed)
+    outputs["displacement"] = linear
+    if dense is not None:
+        halfway = _warp(views["moving"], held(matrix), "halfway")
+        fields = dense(views["fixed"], halfway, fixed)
+        residual = fields.pop("displacement")
+        displacement = ComposeLinear(name="composition")(held(matrix), residual)
+        outputs |= {"warped_linear": _plain_warp(moving, linear, "warped_linear")}
+        outputs |= {"displacement": displacement, "residual": residual, **fields}
+    outputs["warped"] = _plain_warp(moving, outputs["displacement"], "warped")
+    return RegistrationModel(inputs, outputs, name=name)
+
+
+def _resolutions(longest: int) -> tuple[int, int]:
+    """By how much the first stage shrinks the image, and the voxels of a stage's image a cell."""
+    coarse = 2
+    while longest / coarse > _COARSE:
+        coarse *= 2
+    stride = 1
+    while 2 * longest / coarse / stride > _CELLS:
+        stride *= 2
+    return coarse, stride
+
+
+def _shrunk(image, factor: int):
+    """Means over `factor`^D voxels."""
+    if factor == 1:
+        return image
+    kind = "AveragePooling"
+    dimensions = len(image.shape) - 2
+    return by_dimension(kind, dimensions, factor, padding="same", dtype="float32")(image)
+
+
+def _warp(view, matrix, name, spacing=None):
+    """A view warped; its background isn't 0: its border goes on."""
+    return SpatialTransformer(
+        border=nearest_border, image_gradient=False, spacing=spacing, dtype="float32", name=name
+    )(view, matrix)
+
+
+def _plain_warp(image, displacement, name):
+    return SpatialTransformer(image_gradient=False, dtype="float32", name=name)(image, displacement)
+
+
+def _matched(fixed, moving, matrix, sizes, name):
+    """[g, T(h)]: the features of both images, those of the moving one brought to the fixed."""
+    spacing = [size / cells for size, cells in zip(sizes, moving.shape[1:-1], strict=True)]
+    transformer = SpatialTransformer(
+        border=nearest_border, spacing=spacing, dtype="float32", name=f"{name}_matched"
+    )
+    both = [fixed, transformer(moving, matrix)]
+    return keras_layers.Concatenate(name=name, dtype="float32")(both)

@@ -1,0 +1,162 @@
+"""What Interpolator does, beside what holds for every layer."""
+
+import keras
+import numpy as np
+import pytest
+from keras import backend, ops
+from scipy import ndimage, signal
+
+from kreg.groups import Rigid
+from kreg.layers import MatrixExpAffine, spatial_transformer
+from kreg.layers.interpolator import Interpolator
+from tests.fields import grid
+
+SHAPES = [(6, 9), (4, 6, 5)]
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch):
+    """Warps run op by op: XLA takes a second to compile one for each shape."""
+    monkeypatch.setattr(spatial_transformer.backend, "compiled", lambda function: function)
+    spatial_transformer._compiled_warp.cache_clear()
+    yield
+    spatial_transformer._compiled_warp.cache_clear()
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+
+
+def image(shape, batch=2, channels=3):
+    rng = np.random.default_rng(1)
+    return rng.uniform(size=(batch, *shape, channels)).astype("float32")
+
+
+def seeded(filters=(4, 3), **options):
+    options = {"kernel_initializer": keras.initializers.HeNormal(seed=1), **options}
+    return Interpolator(filters, **options)
+
+
+def move(layer, size=0.2):
+    """Give the resampling, the identity at start, somewhere else to look."""
+    weight = layer.weights[0]
+    assert "coefficients" in weight.path
+    weight.assign(np.random.default_rng(2).normal(0, size, weight.shape).astype("float32"))
+
+
+def slow_features(layer, one):
+    """Two convolutions and ReLUs, kernel by kernel, of an image ``(*spatial, channels)``."""
+    for convolution in layer._convolutions:
+        kernel, bias = (numpy(weight) for weight in convolution.weights)
+        one = np.stack(
+            [
+                sum(
+                    signal.correlate(one[..., i], kernel[..., i, o], mode="same")
+                    for i in range(one.shape[-1])
+                )
+                + bias[o]
+                for o in range(kernel.shape[-1])
+            ],
+            axis=-1,
+        )
+        one = np.maximum(one, 0)
+    return one
+
+
+@each_shape
+def test_upsamples_and_resamples_two_convolutions(shape):
+    layer = seeded(factor=2)
+    images = image(shape)
+    layer(images)
+    move(layer)
+    matrix = numpy(MatrixExpAffine(scale=max(shape) / 2)(numpy(layer.weights[0])))[0]
+    fine = [2 * size for size in shape]
+    # In the world, voxels of the finer grid are half as wide; both grids are centred.
+    world = (grid(fine) - (np.array(fine) - 1) / 2) / 2
+    at = world @ matrix[:-1, :-1].T + matrix[:-1, -1] + (np.array(shape) - 1) / 2
+    for one, found in zip(images, numpy(layer(images)), strict=True):
+        features = slow_features(layer, one)
+        expected = [
+            ndimage.map_coordinates(channel, np.moveaxis(at, -1, 0), order=1, mode="nearest")
+            for channel in np.moveaxis(features, -1, 0)
+        ]
+        np.testing.assert_allclose(found, np.stack(expected, -1), atol=1e-4)
+    assert np.abs(matrix - np.eye(len(matrix))).max() > 0.1
+
+
+@each_shape
+def test_without_upsampling_the_resampling_is_the_identity_at_start(shape):
+    images = image(shape)
+    plain = numpy(seeded(factor=1, resampling=False)(images))
+    assert plain.max() > 0.1
+    np.testing.assert_allclose(numpy(seeded(factor=1)(images)), plain, atol=1e-5)
+
+
+@each_shape
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_symbolic_output_is_the_real_one(shape, policy):
+    for options in ({"strides": (2, 1)}, {"factor": 1, "resampling": False}, {"factor": 3}):
+        layer = seeded(dtype=policy, **options)
+        symbolic = layer(keras.KerasTensor((2, *shape, 3)))
+        real = layer(image(shape))
+        assert tuple(symbolic.shape) == tuple(real.shape)
+        assert symbolic.dtype == backend.standardize_dtype(real.dtype) == layer.compute_dtype
+        assert tuple(layer.compute_output_shape((2, *shape, 3))) == tuple(real.shape)
+
+
+def test_mixed_precision_changes_little():
+    images = image((6, 9))
+    expected = numpy(seeded()(images))
+    found = numpy(seeded(dtype="mixed_bfloat16")(images))
+    np.testing.assert_allclose(found, expected, atol=0.03 * expected.max())
+
+
+def test_every_weight_is_trained_the_resampling_too():
+    shape = (6, 9)
+    inputs = keras.Input((*shape, 3))
+    layer = seeded()
+    model = keras.Model(inputs, layer(inputs))
+    teacher = seeded()
+    teacher(image(shape))
+    teacher.set_weights(layer.get_weights())
+    move(teacher, 0.1)
+    images = image(shape, 4)
+    target = numpy(teacher(images))
+    model.compile(keras.optimizers.Adam(0.004), loss="mean_squared_error")
+    start = layer.get_weights()
+    history = model.fit(images, target, batch_size=4, epochs=10, verbose=0).history["loss"]
+    assert history[-1] < 0.8 * history[0]
+    for before, after in zip(start, layer.get_weights(), strict=True):
+        assert np.abs(after - before).max() > 1e-3
+
+
+def test_the_config_rebuilds_the_layer():
+    layer = seeded(
+        (2, 5), kernel_size=5, strides=(2, 1), factor=3, resampling=True, group=Rigid(), name="mine"
+    )
+    twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert twin.get_config() == layer.get_config()
+    images = image((6, 9))
+    np.testing.assert_array_equal(numpy(twin(images)), numpy(layer(images)))
+    assert twin.weights[0].shape == (1, 3)  # a rigid motion
+
+
+@each_shape
+def test_comes_back_with_a_saved_model(shape, tmp_path):
+    inputs = keras.Input((*shape, 3))
+    layer = seeded(strides=(1, 2))
+    model = keras.Model(inputs, layer(inputs))
+    move(layer)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    expected = model.predict_on_batch(image(shape))
+    np.testing.assert_allclose(again.predict_on_batch(image(shape)), expected, atol=1e-5)
+
+
+def test_refuses_what_does_not_fit():
+    for options in ({"filters": (4,)}, {"strides": (2,)}, {"factor": 0}, {"factor": 1.5}):
+        with pytest.raises(ValueError, match=r"two `filters` and two `strides`.*Received"):
+            Interpolator(**options)
+    with pytest.raises(ValueError, match=r"known spatial sizes.*Received"):
+        Interpolator()(keras.Input((None, None, 1)))
