@@ -325,10 +325,12 @@ def main() -> None:
         result = _learned(options.sets[0], options.single, options.data, options.seeds[0])
         print("RESULT " + json.dumps(result))
         return
-    text = markdown(measure(options), "python -m benchmarks.missing")
+    rows = measure(options)
+    text = markdown(rows, "python -m benchmarks.missing")
     print(text)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "missing.md").write_text(text)
+    (options.results / "missing.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
