@@ -10,7 +10,7 @@ from ten seeds, and the same pairs, unaltered, are the clean ones. Training, val
 settings were chosen) and test images are different ones. The error is the distance of landmarks,
 mean and deviation over all of them; near: within 10 voxels of what was altered.
 
-Every learned method gets the same processor time, pairs, similarity and smoothness loss
+Every learned method gets the same budget of processor time, pairs, similarity and smoothness loss
 (`examples/missing.py`). The peers' settings are those of `benchmarks/dense/peers.py`. Each finished
 result is a line of the log, and not done again.
 """
@@ -291,8 +291,9 @@ def _summary(rows: list[dict]) -> list[str]:
     if WITH in names and others:
         best = others[0]
         ratio = mean(WITH, "missing", "TRE") / mean(best, "missing", "TRE")
-        lines.append(f"- Against the best other method, {best}: TRE {ratio:.2f} of its own, "
-                     f"standard deviation {mean(WITH, 'missing', 'std'):.3f} against "
+        lines.append(f"- Against the best of {len(others)} other methods, {best}: TRE "
+                     f"{ratio:.2f} of its own, standard deviation "
+                     f"{mean(WITH, 'missing', 'std'):.3f} against "
                      f"{mean(best, 'missing', 'std'):.3f}.")  # fmt: skip
     if {WITH, WITHOUT} <= names:
         change = {

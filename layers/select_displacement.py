@@ -14,7 +14,7 @@ from kreg.ops.saliency import TensorCorrelation
 
 @keras.saving.register_keras_serializable("kreg")
 class SelectDisplacement(keras.layers.Layer):
-    """u = the u_i, i = 1, 2, with the lesser mean(1 - J_i^p) + smoothness * mean |grad u_i|^2.
+    """u = the u_i, i = 1, 2, with the lesser mean(1 - J_i^p) + smoothness * mean (d u_i / d x)^2.
 
     J_i is the joint saliency of the fixed image and of the moving one warped by u_i. What one image
     lacks is unexplained by any displacement, unless it is pressed shut, which bends the field: the
@@ -28,7 +28,8 @@ class SelectDisplacement(keras.layers.Layer):
         saliency: the kind of J, such as `kreg.ops.TensorCorrelation`, within
             `kreg.ops.LocallyNormalised` where contrast differs.
         power: p, positive.
-        smoothness: what bending costs beside what stays unexplained, not negative.
+        smoothness: what bending costs beside what stays unexplained, not negative. Its mean is
+            over voxels, components and axes.
 
     Call arguments:
         fixed, moving: ``(batch, *spatial, channels)``, floating, equal sizes that are known.
@@ -65,8 +66,9 @@ class SelectDisplacement(keras.layers.Layer):
             ops.cast(x, "float32") for x in (fixed, moving, first, second)
         )
         cost = _cost(self.saliency, self.power, self.smoothness)
-        better = cost(fixed, moving, first) <= cost(fixed, moving, second)  # (batch,)
-        return ops.where(ops.reshape(better, (-1, *(1,) * (len(first.shape) - 1))), first, second)
+        costs = cost(fixed, moving, first), cost(fixed, moving, second)  # (batch,) each
+        worse = ops.logical_or(costs[1] < costs[0], ops.isnan(costs[0]))
+        return ops.where(ops.reshape(worse, (-1, *(1,) * (len(first.shape) - 1))), second, first)
 
     def compute_output_spec(self, fixed, moving, first, second):
         """Return the shape of the displacement, float32 whatever the policy."""

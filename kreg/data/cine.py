@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kreg.data.folders import ImageFiles
-from kreg.data.pairs import OrderedPairs, as_images
+from kreg.data.pairs import OrderedPairs, as_images, to_float
 
 
 class _Frames:
@@ -19,8 +19,12 @@ class _Frames:
         self.shape = (len(table), *sequences[0].shape[1:])
 
     def __getitem__(self, indices) -> np.ndarray:
+        # Each scaled by its own type: subjects may differ in it.
         return np.stack(
-            [self.sequences[subject][[frame]][0] for subject, frame in self.table[indices]]
+            [
+                to_float(self.sequences[subject][[frame]])[0]
+                for subject, frame in self.table[indices]
+            ]
         )
 
 
@@ -195,7 +199,7 @@ def load_cine_folder(path: str | os.PathLike, pattern: str = "*") -> list[ImageF
             for file in subject.glob(pattern)
             if file.is_file() and not file.name.startswith(".")
         ]
-        if files:
+        if files and not subject.name.startswith("."):
             sequences.append(ImageFiles(sorted(files, key=_natural)))
     if not sequences:
         raise FileNotFoundError(

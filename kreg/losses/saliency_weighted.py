@@ -20,7 +20,7 @@ class SaliencyWeighted(ImageLoss):
     pull.
 
     Args:
-        loss: a `kreg.losses.ImageLoss` (all of kreg's between images), or a Keras loss whose
+        loss: a `kreg.losses.ImageLoss` (but `MINE`, which samples voxels), or a Keras loss whose
             ``call`` returns one value a voxel, such as ``keras.losses.MeanSquaredError()``; of
             either not the reduction.
         saliency: the kind of J, `kreg.ops.TensorCorrelation` or `kreg.ops.OriginalSaliency`.
@@ -33,8 +33,8 @@ class SaliencyWeighted(ImageLoss):
             the weights.
 
     Raises:
-        ValueError: if `power` is negative; when called, if the shapes do not fit or the loss has
-            no value for each voxel.
+        ValueError: if `power` is negative or the loss is `MINE`; when called, if the shapes do not
+            fit or the loss has no value for each voxel.
     """
 
     def __init__(
@@ -49,15 +49,24 @@ class SaliencyWeighted(ImageLoss):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         if not power >= 0:
             raise ValueError(f"Expected `power` >= 0. Received: {power}.")
+        if hasattr(loss, "adopt"):
+            raise ValueError(
+                "Expected a loss without a network of its own, such as `NCC` or "
+                f"`MutualInformation`. Received: {loss}."
+            )
         self.loss = loss
         self.saliency = saliency
         self.power = power
 
     def compare(self, fixed, warped, mask):
         """Return the loss of each pair, its voxels weighted, ``(batch,)``."""
-        weights = ops.stop_gradient(ops.power(self.saliency(fixed, warped), self.power))
+        inside = None
         if mask is not None:
-            weights = weights * voxel_weights(mask, fixed)
+            inside = voxel_weights(mask, fixed)
+            # What is masked may be NaN, and saliency looks around.
+            fixed, warped = (ops.where(inside > 0, image, 0.0) for image in (fixed, warped))
+        weights = ops.stop_gradient(ops.power(self.saliency(fixed, warped), self.power))
+        weights = weights if inside is None else weights * inside
         if isinstance(self.loss, ImageLoss):
             return self.loss.compare(fixed, warped, weights)
         values = self.loss.call(fixed, warped)

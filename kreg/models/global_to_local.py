@@ -163,7 +163,8 @@ def global_to_local(
     (Dosovitskiy et al., ICCV 2015) finds the coarse displacement: an encoder, and a linear head on
     each level of the decoder, each adding to the enlarged field of the coarser one. The refinement
     trusts the images where their joint saliency is high. All is trained end to end: through the
-    weights that the saliency gives, gradients reach the network. Identity at start.
+    weights that the saliency gives, gradients reach the network. The coarse displacement is 0 at
+    start; the refinement registers untrained.
 
     Image losses belong on ``warped_trusted`` = fixed + J (warped - fixed), whatever the
     similarity: nothing then rewards the network for closing a hole.

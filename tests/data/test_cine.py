@@ -56,6 +56,12 @@ def test_sequences_may_differ_in_length_and_hold_volumes():
     assert pairs[1][0]["moving"].shape == (4, 6, 7, 8, 1)
 
 
+def test_subjects_may_differ_in_type():
+    low, high = np.full((2, 4, 4), 51, "uint8"), np.full((2, 4, 4), 13107, "uint16")
+    (batch,) = CinePairs([low, high], batch_size=4)[0]
+    np.testing.assert_allclose(batch["fixed"], 0.2, rtol=1e-6)
+
+
 def test_each_epoch_has_another_order_that_the_seed_tells():
     sequences = beating_rings()
     first, again = (CinePairs(sequences, shuffle=True, seed=3, batch_size=24) for _ in range(2))
@@ -124,6 +130,9 @@ def test_folders_of_frames_are_read_in_natural_order(tmp_path):
             imageio.imwrite(folder / f"t{t}.png", np.full((6, 7), 10 * subject + t, "uint8"))
     (tmp_path / "notes.txt").write_text("no subject")
     (tmp_path / "empty").mkdir()
+    hidden = tmp_path / ".copies"
+    hidden.mkdir()
+    imageio.imwrite(hidden / "t0.png", np.zeros((6, 7), "uint8"))
     sequences = load_cine_folder(tmp_path, "*.png")
     pairs = CinePairs(sequences, batch_size=24)
     fixed = np.rint(255 * pairs[0][0]["fixed"][:, 0, 0, 0]).astype(int)

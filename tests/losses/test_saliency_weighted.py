@@ -7,7 +7,7 @@ from keras import ops
 from scipy import ndimage
 
 import kreg
-from kreg.losses import NCC, Charbonnier, SaliencyWeighted
+from kreg.losses import MINE, NCC, Charbonnier, SaliencyWeighted
 from kreg.metrics import landmark_error
 from kreg.ops import OriginalSaliency, TensorCorrelation
 from tests.fields import smooth_field
@@ -42,6 +42,17 @@ def test_voxels_count_by_their_saliency(shape, kind):
     np.testing.assert_allclose(numpy(found), expected, rtol=1e-4)
 
 
+def test_what_is_masked_may_be_nan():
+    fixed, warped = pair((12, 14))
+    mask = np.ones((2, 12, 14, 1), "float32")
+    mask[:, :4] = 0
+    broken = np.where(mask > 0, warped, np.nan).astype("float32")
+    for loss in (keras.losses.MeanSquaredError(), Charbonnier(0.1)):
+        found = SaliencyWeighted(loss)(fixed, broken, sample_weight=mask)
+        expected = SaliencyWeighted(loss)(fixed, warped, sample_weight=mask)
+        np.testing.assert_allclose(numpy(found), numpy(expected), rtol=1e-5)
+
+
 def test_no_gradient_flows_through_the_weights():
     fixed, warped = pair((12, 14), batch=1)
     weights = numpy(TensorCorrelation()(fixed, warped))
@@ -60,6 +71,8 @@ def test_losses_without_a_value_for_each_voxel_are_refused():
 
     with pytest.raises(ValueError, match=r"one value a voxel.*Received"):
         SaliencyWeighted(Total())(fixed, warped)
+    with pytest.raises(ValueError, match=r"without a network.*Received"):
+        SaliencyWeighted(MINE())
     with pytest.raises(ValueError, match=r"`power` >= 0.*Received"):
         SaliencyWeighted(NCC(), power=-1)
 
