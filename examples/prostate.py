@@ -164,9 +164,8 @@ def train(pairs, *, steps, seed=0, verbose="auto"):
         "decoder": (32, 32, 32, 16, 16),
         "head": kreg.models.VelocityHead(5, downsize=2),
     }
-    with mixed_precision():
-        model = kreg.models.voxelmorph((*shape, 1), labels=1, **options)
-        plain = kreg.models.voxelmorph((*shape, 1), **options)
+    model = kreg.models.voxelmorph((*shape, 1), labels=1, **options)
+    plain = kreg.models.voxelmorph((*shape, 1), **options)
     epochs = max(1, steps // 25)
     data = MovedPairs(pairs, steps=steps // epochs, seed=seed)
     schedule = keras.optimizers.schedules.CosineDecay(1e-3, epochs * len(data))
@@ -181,17 +180,6 @@ def train(pairs, *, steps, seed=0, verbose="auto"):
     history = model.fit(data, epochs=epochs, verbose=verbose)
     plain.set_weights(model.get_weights())
     return plain, history
-
-
-@contextlib.contextmanager
-def mixed_precision():
-    """Build the layers within for bfloat16 convolutions; weights and coordinates stay float32."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 # --- evaluation ---
