@@ -268,12 +268,15 @@ def markdown(rows: list[dict], command: str) -> str:
         if not here:
             continue
         lines += ["", f"## {which}", "", HEAD]
+        not_run = [name for name in (*LEARNED, *PEERS) if name not in {r["method"] for r in here}]
         for row in sorted(here, key=lambda row: row["scores"]["missing"]["TRE"]):
             cost = row.get("cpu_s")
             spent = f"{cost:.0f}" if cost else f"({row.get('cpu_s_a_pair', 0):.2g})"
             cells = [row["method"], str(row["seed"]), *_cells(row["scores"]), spent]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", *_summary(here)]
+        if not_run:
+            lines.append(f"- Not run: {', '.join(not_run)}.")
     return "\n".join(lines) + "\n"
 
 

@@ -82,7 +82,7 @@ TISSUE = (
     RefinementStage(12, 3, 5, power=2),
     RefinementStage(8, 2, 6, power=3),
     RefinementStage(6, 1, 8, power=4),
-    RefinementStage(4, 0, 10, power=4),
+    RefinementStage(4, 0, 10, power=2, stiffness=0.02),
 )
 
 
