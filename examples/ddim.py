@@ -1,6 +1,6 @@
 """Register images that were turned, scaled and shifted far: a cascade trained on itself.
 
-    python examples/ddim.py                                 # digits, about seven minutes on a core
+    python examples/ddim.py                                 # digits, about fifteen minutes on a core
     KREG_DATA=FOLDER python examples/ddim.py --images brains
     python examples/ddim.py --images faces
     python examples/ddim.py --quick                         # a few steps, to see that it runs
@@ -61,9 +61,9 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe(GreyValues(), DenseStep(), batch=64, steps=(1800, 1500)),
+    "digits": Recipe(GreyValues(), DenseStep(), batch=64, steps=(3600, 5000)),
     # Edges, not grey values: an inverted contrast changes nothing.
-    "brains": Recipe(GradientMagnitudes(), DenseStep(downsize=2), batch=32, steps=(1500, 1000)),
+    "brains": Recipe(GradientMagnitudes(), DenseStep(downsize=2), batch=32, steps=(2000, 2000)),
     "faces": Recipe(GreyValues(), DenseStep(), batch=32, steps=(1500, 1000), mirrored=True),
 }
 
