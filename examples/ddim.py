@@ -1,9 +1,9 @@
 """Register images that were turned, scaled and shifted far: a cascade trained on itself.
 
-    python examples/ddim.py                                 # digits, about fifteen minutes on a core
+    python examples/ddim.py                                # digits, about fifteen minutes on a core
     KREG_DATA=FOLDER python examples/ddim.py --images brains
     python examples/ddim.py --images faces
-    python examples/ddim.py --quick                         # a few steps, to see that it runs
+    python examples/ddim.py --quick                        # a few steps, to see that it runs
 
 No labels: each training pair is an image and itself under a random transform that is known. First
 the three stages learn the matrix, then a dense step what a matrix leaves. Held-out images show how
