@@ -38,7 +38,7 @@ from kreg.models import ConvolutionalRefinement, dirnet, global_to_local, voxelm
 from kreg.ops import OriginalSaliency
 
 #: Processor seconds that each learned method is trained for.
-SECONDS = {"digits": 150.0, "brains": 200.0}
+SECONDS = {"digits": 150.0, "brains": 400.0}
 #: Pairs that they are trained on, and pairs of each of the test sets.
 POOL, SETS, EACH = 800, 10, 10
 #: Images of the whole set for training; then those that settings were chosen on; then for tests.

@@ -138,9 +138,7 @@ class SaliencyRefinement(keras.layers.Layer):
         """Return the refined displacement, ``(batch, *spatial, D)`` float32 voxels."""
         check_pair(fixed, moving, displacement)
         fixed, moving, u = (ops.cast(x, "float32") for x in (fixed, moving, displacement))
-        described = fixed
-        if self.saliency is not None:
-            described = _described(self.saliency)(fixed)
+        seen = fixed if self.saliency is None else described(self.saliency, fixed)
         learned = ops.stack([ops.convert_to_tensor(x) for x in self._logarithms], axis=-1)
         step = _step(self.saliency, self.normalisation)
         for i, stage in enumerate(self.stages):
@@ -153,7 +151,7 @@ class SaliencyRefinement(keras.layers.Layer):
             ]
 
             def improve(u, numbers=numbers, gaussians=gaussians):
-                return step(described, fixed, moving, u, numbers, *gaussians)
+                return step(seen, fixed, moving, u, numbers, *gaussians)
 
             u = backend.repeat(improve, stage.steps, u)
         return u
@@ -212,8 +210,13 @@ def _normalised(image, sigma, weights=None):
     return image if sigma is None else normalise_locally(image, sigma, weights)
 
 
+def described(saliency, image):
+    """Return what the saliency compares of an image, computed once for many comparisons."""
+    return _describe(saliency)(image)
+
+
 @functools.lru_cache
-def _described(saliency):
+def _describe(saliency):
     return backend.compiled(saliency.describe)
 
 
@@ -221,16 +224,16 @@ def _described(saliency):
 # Gaussians are tensors: it is compiled once for all stages.
 @functools.lru_cache
 def _step(saliency, normalisation):
-    def step(described, fixed, moving, u, numbers, *gaussians):
+    def step(seen, fixed, moving, u, numbers, *gaussians):
         # Stopped inside the boundary: outside it, XLA would still compute the gradients.
-        described, fixed, moving = map(ops.stop_gradient, (described, fixed, moving))
+        seen, fixed, moving = map(ops.stop_gradient, (seen, fixed, moving))
         gaussians = [ops.stop_gradient(gaussian) for gaussian in gaussians]
         axes = u.shape[-1]
         blur, window, elastic = (gaussians[i * axes : (i + 1) * axes] for i in range(3))
         warped = warp(moving, u, border=nearest_border)
         weights = None
         if saliency is not None:
-            joint = saliency.compare(described, saliency.describe(warped))
+            joint = saliency.compare(seen, saliency.describe(warped))
             weights = ops.power((joint + _LEAST) / (1 + _LEAST), numbers[1])
         pair = [_normalised(image, normalisation, weights) for image in (fixed, warped)]
         pair = [_smooth(image, blur) for image in pair]

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kreg import backend
-from kreg.layers.saliency_refinement import check_pair, refined_shape
+from kreg.layers.saliency_refinement import check_pair, described, refined_shape
 from kreg.ops.displacement import spatial_gradient, warp
 from kreg.ops.interpolation import nearest_border
 from kreg.ops.saliency import TensorCorrelation
@@ -65,8 +65,9 @@ class SelectDisplacement(keras.layers.Layer):
         fixed, moving, first, second = (
             ops.cast(x, "float32") for x in (fixed, moving, first, second)
         )
+        seen = described(self.saliency, fixed)
         cost = _cost(self.saliency, self.power, self.smoothness)
-        costs = cost(fixed, moving, first), cost(fixed, moving, second)  # (batch,) each
+        costs = cost(seen, moving, first), cost(seen, moving, second)  # (batch,) each
         worse = ops.logical_or(costs[1] < costs[0], ops.isnan(costs[0]))
         return ops.where(ops.reshape(worse, (-1, *(1,) * (len(first.shape) - 1))), second, first)
 
@@ -97,9 +98,10 @@ class SelectDisplacement(keras.layers.Layer):
 
 @functools.lru_cache
 def _cost(saliency, power, smoothness):
-    def cost(fixed, moving, u):
-        fixed, moving, u = map(ops.stop_gradient, (fixed, moving, u))
-        joint = saliency(fixed, warp(moving, u, border=nearest_border))
+    def cost(seen, moving, u):
+        seen, moving, u = map(ops.stop_gradient, (seen, moving, u))
+        warped = warp(moving, u, border=nearest_border)
+        joint = saliency.compare(seen, saliency.describe(warped))
         axes = tuple(range(1, len(joint.shape)))
         unexplained = 1.0 - ops.mean(ops.power(joint, power), axis=axes)
         bending = ops.mean(ops.square(spatial_gradient(u)), axis=(*axes, len(axes) + 1))

@@ -143,6 +143,8 @@ def load_lvquan(
         ValueError: if it is no MATLAB file up to version 7, lacks the variable, or that is not
             ``(height, width, subjects * frames)``.
     """
+    import zlib
+
     import scipy.io
 
     path = Path(path)
@@ -155,7 +157,9 @@ def load_lvquan(
             "Expected a MATLAB file up to version 7; save it by `save(..., '-v7')`. "
             f"Received: {path}, of version 7.3."
         ) from error
-    except (OSError, ValueError, EOFError, TypeError, scipy.io.matlab.MatReadError) as error:
+    except (
+        OSError, ValueError, EOFError, TypeError, zlib.error, scipy.io.matlab.MatReadError,
+    ) as error:  # fmt: skip
         raise ValueError(f"Expected a MATLAB file. Received: {path}: {error}") from error
     if variable not in arrays:
         names = ", ".join(name for name, _, _ in scipy.io.whosmat(path))

@@ -118,6 +118,10 @@ def test_the_challenges_layout_is_read(tmp_path):
     path.write_text("no MATLAB file")
     with pytest.raises(ValueError, match=r"Expected a MATLAB file"):
         load_lvquan(path)
+    scipy.io.savemat(path, {"images_LV": np.zeros((10, 10, 40))}, do_compression=True)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"Expected a MATLAB file"):
+        load_lvquan(path)
     with pytest.raises(FileNotFoundError, match=r"Expected a MATLAB file"):
         load_lvquan(tmp_path / "none.mat")
 
