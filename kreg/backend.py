@@ -3,10 +3,30 @@
 Everything else in kreg is written with ``keras.ops`` and knows no backend.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 
 import keras
+
+_least_for_xla: contextvars.ContextVar[float] = contextvars.ContextVar("least", default=0)
+
+
+@contextlib.contextmanager
+def for_one_call(least: float = 2**22):
+    """Within, what `jit` compiles runs on TensorFlow as a graph, without XLA, if inputs are small.
+
+    XLA takes seconds to compile what runs once in less. What is `compiled` is left as it is.
+
+    Args:
+        least: how many numbers inputs hold in all, for XLA to be worth its time.
+    """
+    token = _least_for_xla.set(least)
+    try:
+        yield
+    finally:
+        _least_for_xla.reset(token)
 
 
 def compiled(function):
@@ -91,11 +111,12 @@ def jit(function, least: float = 0):
         def call(*inputs):
             flat = tf.nest.flatten(inputs)
             shapes = tuple((tuple(x.shape), str(getattr(x.dtype, "name", x.dtype))) for x in flat)
-            if shapes not in variants:
+            numbers = sum(math.prod(shape) for shape, _ in shapes)
+            large = numbers >= max(least, _least_for_xla.get())
+            if (large, shapes) not in variants:
                 own = functools.partial(function)
-                large = sum(math.prod(shape) for shape, _ in shapes) >= least
-                variants[shapes] = tf.function(own, jit_compile=large, autograph=False)
-            return variants[shapes](*inputs)
+                variants[large, shapes] = tf.function(own, jit_compile=large, autograph=False)
+            return variants[large, shapes](*inputs)
 
         return call
     if backend == "jax":

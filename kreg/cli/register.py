@@ -20,6 +20,7 @@ Examples:
 Exit codes: 0 registered and trusted; 3 registered, all is written, but not trusted: look at it.
 """
 
+import contextlib
 import platform
 import time
 from importlib import metadata
@@ -71,7 +72,7 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     pair = PairFiles(arguments[0], arguments[1], values.fixed_mask, values.moving_mask)
     output = Path(values.output)
     with new_folder(output, values.overwrite) as folder:
-        result = align(pair, how, folder)
+        result = align(pair, how, folder, alone=True)
     files = " ".join(result["files"])
     lines = [*told(result), f"written to {output}: {files}"]
     return Outcome({"output": str(output), **result}, lines, code_of(result))
@@ -82,8 +83,14 @@ def code_of(result: dict[str, Any]) -> int:
     return DONE if result["trusted"] else NOT_TRUSTED
 
 
-def align(pair: PairFiles, how: Method, folder: Path) -> dict[str, Any]:
+def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) -> dict[str, Any]:
     """Register a pair of files, write all results into a folder, and return what result.json says.
+
+    Args:
+        pair: the files.
+        how: the method.
+        folder: where to write.
+        alone: whether no other pair follows, for which more may be compiled.
 
     Raises:
         FileError: if a file cannot be read or written.
@@ -97,16 +104,18 @@ def align(pair: PairFiles, how: Method, folder: Path) -> dict[str, Any]:
         for path, image in zip(given, read, strict=True)
     ]
     start_keras()
+    from kreg import backend
     from kreg.io import align as align_images
 
     say("looking for the transform ...")
-    alignment = align_images.register(
-        *read,
-        fixed_mask=masks[0],
-        moving_mask=masks[1],
-        verbose=is_terminal(),
-        **how.options(),
-    )
+    with backend.for_one_call() if alone else contextlib.nullcontext():
+        alignment = align_images.register(
+            *read,
+            fixed_mask=masks[0],
+            moving_mask=masks[1],
+            verbose=is_terminal(),
+            **how.options(),
+        )
     files = _write(alignment, how, pair, folder)
     found = alignment.registration
     result = {
