@@ -21,7 +21,14 @@ def test_leaves_image_transform_and_numbers(kreg, folder, quick):
     assert code == (0 if result["trusted"] else 3)
     assert printed.startswith("trusted: " if result["trusted"] else "NOT TRUSTED: ")
     assert said == ""
-    written = ["result.json", "transform.nii.gz", "transform.npz", "transform.tfm", "warped.png"]
+    written = [
+        "report.html",
+        "result.json",
+        "transform.nii.gz",
+        "transform.npz",
+        "transform.tfm",
+        "warped.png",
+    ]
     assert sorted(os.listdir(folder / "out")) == sorted(result["files"]) == written
     # World points are (x, y): columns first.
     matrix = load_transform(folder / "out" / "transform.npz").matrix
@@ -120,7 +127,7 @@ def test_left_out_options_are_those_of_the_library(kreg, folder, monkeypatch):
 
 
 def test_a_method_can_be_compared_and_kept():
-    values = ("affine", None, False, "search", 12.0, 2e-3, 1e-3, 0, ())
+    values = ("affine", None, False, "search", 12.0, 2e-3, 1e-3, 0, (), True)
     assert Method(*values) == Method(*values)
     assert Method(*values).settings()["transform"] == "affine"
 
