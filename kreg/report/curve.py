@@ -47,7 +47,7 @@ def similarity_curve(history: Mapping[str, Any]) -> str:
     named, family = -np.inf, ""
     for start, stop in itertools.pairwise([*starts, count]):
         edge = x(start + 0.5)
-        parts.append(f'<path class="stage" d="M{edge:.1f} {_TOP}V{base}"/>')
+        parts.append(f'<path class="edge" d="M{edge:.1f} {_TOP}V{base}"/>')
         # After "level 2" no more than "1": names must not run into one another, nor out.
         first, _, last = stages[start].rpartition(" ")
         name, family = (last if first == family else stages[start]), first

@@ -8,7 +8,7 @@ import numpy as np
 from kreg.report import pictures
 from kreg.report.numbers import extent, volume_of_linear_part
 from kreg.report.planes import pixel_size
-from kreg.report.views import Layer, Scene, View, lattice_scale
+from kreg.report.views import Layer, Scene, View, lattice_scale, saliency
 
 
 class Painted:
@@ -21,6 +21,7 @@ class Painted:
 
     def __init__(self, scene: Scene, views: list[View]):
         self.scene, self.views = scene, views
+        self._saliency = saliency(views)
         fixed = pictures.contrast([_inside(view.fixed) for view in views])
         moving = pictures.contrast([_inside(view.after) for view in views])
         self._unit = [
@@ -56,14 +57,12 @@ class Painted:
 
     def saliency(self, number: int) -> np.ndarray:
         """Return joint saliency in colours."""
-        view = self.views[number]
-        colours = pictures.coloured(view.saliency, pictures.CAUTION)
-        return pictures.where(view.after.inside, colours)
+        colours = pictures.coloured(self._saliency[number], pictures.CAUTION)
+        return pictures.where(self.views[number].after.inside, colours)
 
     def tinted(self, number: int) -> np.ndarray:
         """Return the fixed image, orange where joint saliency is low."""
-        view = self.views[number]
-        doubt = np.where(view.after.inside, 1 - view.saliency, 0)
+        doubt = np.where(self.views[number].after.inside, 1 - self._saliency[number], 0)
         return pictures.tinted(self.layer("fixed", number), doubt)
 
     def masked(self, name: str, layer: str, number: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What an alignment looks like on planes: values, not yet colours."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,6 @@ class View:
         plane: where.
         fixed, before, after: the fixed image, and the moving one over it.
         fixed_mask, moving_mask: where they were looked at, ``(rows, columns)``; None without one.
-        saliency: where both images have the same edges, in [0, 1].
         lattice: where each point was before, rows and columns of pixels, ``(rows, columns, 2)``,
             of a picture with some times the pixels.
         moved: by how much, in the unit of the fixed image.
@@ -104,7 +104,6 @@ class View:
     after: Layer
     fixed_mask: np.ndarray | None
     moving_mask: np.ndarray | None
-    saliency: np.ndarray
     lattice: np.ndarray
     moved: np.ndarray
     displaced: np.ndarray | None
@@ -157,7 +156,6 @@ class Scene:
             after,
             None if self._fixed_mask is None else self._fixed_mask.at(points).grey > 0.5,
             None if self._moving_mask is None else self._moving_mask.at(ends).grey > 0.5,
-            _saliency(fixed, after),
             self._lattice(plane.finer(lattice_scale(plane))),
             self._length(carried(np.linalg.inv(self.before), ends) - points),
             self._length(displaced - points) if field else None,
@@ -219,13 +217,19 @@ def _before(alignment: Alignment) -> tuple[np.ndarray, str]:
     return matrix / matrix[-1, -1], "with its middle on that of the fixed image"
 
 
-def _saliency(fixed: Layer, after: Layer) -> np.ndarray:
-    every = int(np.ceil(np.sqrt(fixed.inside.size / _SALIENCY_PIXELS)))
-    rows, columns = fixed.inside.shape
-    # Some pixels around: slopes want two along each axis.
-    images = [
-        np.pad(layer.grey[::every, ::every], 2, mode="edge").astype("float32")[None, ..., None]
-        for layer in (fixed, after)
-    ]
-    found = ops.convert_to_numpy(LocallyNormalised()(*images))[0, 2:-2, 2:-2, 0]
-    return found.repeat(every, 0).repeat(every, 1)[:rows, :columns]
+def saliency(views: list[View]) -> list[np.ndarray]:
+    """Return where both images have the same edges, ``(rows, columns)`` in [0, 1] for each view."""
+    found: list[np.ndarray] = []
+    for (rows, columns), group in itertools.groupby(views, key=lambda view: view.plane.shape):
+        layers = [(view.fixed.grey, view.after.grey) for view in group]
+        every = int(np.ceil(np.sqrt(rows * columns / _SALIENCY_PIXELS)))
+        # Some pixels around: slopes want two along each axis.
+        around = ((0, 0), (2, 2), (2, 2))
+        images = (
+            np.pad(np.stack(one)[:, ::every, ::every], around, mode="edge")[..., None]
+            for one in zip(*layers, strict=True)
+        )
+        edges = LocallyNormalised()(*(image.astype("float32") for image in images))
+        maps = ops.convert_to_numpy(edges)[:, 2:-2, 2:-2, 0]
+        found += list(maps.repeat(every, 1).repeat(every, 2)[:, :rows, :columns])
+    return found
