@@ -155,7 +155,7 @@ def _volume(painted: Painted) -> Kind:
     volumes = [view.volume for view in painted.views if view.volume is not None]
     if not volumes:
         text = f"The Jacobian determinant, the same everywhere: so much {what} of the moving image "
-        text += f"meets 1 of the fixed one, in {alignment.moving.unit} and {alignment.fixed.unit}."
+        text += "meets 1 of the fixed one, each in its own unit."
         return Kind(title, text, None, number=f"{linear:.4g}")
     largest = max(float(np.abs(np.log2(np.clip(v, 0.05, 20))).max()) for v in volumes)
     doublings = float(np.clip(largest, 0.1, 3))

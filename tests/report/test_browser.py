@@ -77,8 +77,7 @@ def shown_left_of_middle(page):
 
 
 @pytest.mark.parametrize("name", ["picture", "volume"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1200, "light")])
 def test_fits_every_screen_and_scheme(opened, name, scheme, width):
     page = opened(name, width=width, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
