@@ -3,7 +3,8 @@
 ``kreg.layers`` and ``kreg.losses`` plug into any Keras model, ``kreg.models`` is a zoo of
 registration networks, ``kreg.data`` feeds pairs to ``fit``, ``kreg.metrics`` and ``kreg.plots``
 show the result; ``kreg.register`` aligns one pair; ``kreg.io`` reads and writes images and
-transforms; ``kreg.ops`` holds the mathematics. From the shell: ``kreg --help``.
+transforms, and ``kreg.report`` puts what they became on a page; ``kreg.ops`` holds the
+mathematics. From the shell: ``kreg --help``.
 """
 
 import sys as _sys
@@ -39,6 +40,7 @@ if not _runs_as_command():
         ops,
         pairwise,
         plots,
+        report,
         transforms,
     )
     from kreg.pairwise import Registration, register
@@ -58,5 +60,6 @@ __all__ = [
     "pairwise",
     "plots",
     "register",
+    "report",
     "transforms",
 ]

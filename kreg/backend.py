@@ -6,6 +6,7 @@ Everything else in kreg is written with ``keras.ops`` and knows no backend.
 import contextlib
 import contextvars
 import functools
+import importlib
 import math
 
 import keras
@@ -197,3 +198,9 @@ def training_step(function, variables: list, optimizer, *, whole: bool = True):
         return aux
 
     return jit(in_place, 0 if whole else math.inf)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Keras and of the backend that runs, name -> version."""
+    name = keras.config.backend()
+    return {"keras": keras.__version__, name: importlib.import_module(name).__version__}

@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "ops",
         "pairwise",
         "plots",
+        "report",
         "silence",
         "training",
         "transforms",
@@ -51,6 +52,7 @@ MAY_IMPORT = {
         "metrics",
         "models",
         "pairwise",
+        "report",
         "silence",
         "training",
         "transforms",
@@ -72,6 +74,7 @@ MAY_IMPORT = {
     "data": set(),
     "io": {"mapping", "pairwise"},
     "plots": {"ops"},
+    "report": {"backend", "io", "mapping", "ops", "version"},
 }
 
 # Besides the standard library, keras and numpy.
@@ -84,6 +87,7 @@ MAY_IMPORT_OUTSIDE = {
     "metrics": {"scipy", "skimage"},
     "pairwise": {"scipy"},
     "plots": {"matplotlib"},
+    "report": {"PIL"},
 }
 
 # Import name -> name in setup.cfg, where the two differ.
@@ -108,6 +112,7 @@ API = {
         "pairwise",
         "plots",
         "register",
+        "report",
         "transforms",
     ],
     "kreg.cli": ["main"],
@@ -334,6 +339,16 @@ API = {
         "field_of_view",
         "register",
     ],
+    "kreg.report": ["write"],
+}
+
+
+# What the wheel holds besides modules.
+DATA = {
+    "kreg/py.typed",
+    "kreg/report/page.html",
+    "kreg/report/script.js",
+    "kreg/report/style.css",
 }
 
 
@@ -520,7 +535,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_holds_every_module(wheel):
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == {module.file_in_wheel for module in MODULES} | {"kreg/py.typed"}
+    assert names == {module.file_in_wheel for module in MODULES} | DATA
 
 
 def test_wheel_states_version_licence_and_readme(wheel):

@@ -57,6 +57,9 @@ def define(values: flags.FlagValues) -> None:
         "displacement field); may be repeated",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "report", True, "leave report.html, too; --noreport spares it", flag_values=values
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Method:
     fluid: float
     seed: int
     export: tuple[str, ...]
+    report: bool
 
     @classmethod
     def of(cls, values: flags.FlagValues) -> "Method":
@@ -108,6 +112,18 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """Return the options as what a result file says of them."""
         return {**asdict(self), "export": list(self.export)}
+
+    def arguments(self) -> list[str]:
+        """Return the options as a command line says them, all of them."""
+        said = []
+        for name, value in asdict(self).items():
+            if isinstance(value, bool):
+                said.append(f"--{name}" if value else f"--no{name}")
+            elif isinstance(value, tuple):
+                said += [f"--{name}={one}" for one in value]
+            elif value is not None:
+                said.append(f"--{name}={value}")
+        return said
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of `kreg.io.register`. Imports Keras."""

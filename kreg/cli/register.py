@@ -5,6 +5,7 @@ usage: kreg register FIXED MOVING --output FOLDER [options]
 In FOLDER you find, once all is done:
   warped.*        the moving image on the grid of the fixed one, of its own kind
   transform.npz   the transform, for `kreg apply` and `kreg.io.load_transform`
+  report.html     to look at: do they fit, where not, what was done, how to do it again
   result.json     how well they fit, whether to trust it, the matrix, all options
 
 Images may be PNG, JPEG, TIFF, NIfTI, NumPy, and with extras NRRD, MetaImage, DICOM and zarr,
@@ -21,7 +22,9 @@ Exit codes: 0 registered and trusted; 3 registered, all is written, but not trus
 """
 
 import contextlib
+import hashlib
 import platform
+import shlex
 import time
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +40,9 @@ from kreg.cli.new_folder import RESULT, new_folder
 from kreg.cli.outcome import DONE, NOT_TRUSTED, Outcome, UsageError, as_json
 from kreg.cli.terminal import is_terminal, say, start_keras
 from kreg.version import __version__
+
+#: Shows a result; needs no network.
+REPORT = "report.html"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -75,6 +81,8 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
         result = align(pair, how, folder, alone=True)
     files = " ".join(result["files"])
     lines = [*told(result), f"written to {output}: {files}"]
+    if how.report:
+        lines.append(f"look at it: {output / REPORT}")
     return Outcome({"output": str(output), **result}, lines, code_of(result))
 
 
@@ -117,6 +125,17 @@ def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) ->
             **how.options(),
         )
     files = _write(alignment, how, pair, folder)
+    if how.report:
+        from kreg import report
+
+        report.write(
+            folder / REPORT,
+            alignment,
+            fixed_mask=masks[0],
+            moving_mask=masks[1],
+            provenance=_provenance(pair, how),
+        )
+        files.append(REPORT)
     found = alignment.registration
     result = {
         "kreg": __version__,
@@ -134,7 +153,7 @@ def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) ->
         "displacement": displacement(alignment.transform),
         "steps": len(found.history.get("stage", [])),
         "seconds": round(time.perf_counter() - start, 2),
-        "files": files,
+        "files": [*files, RESULT],
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("keras", "numpy")},
@@ -145,14 +164,34 @@ def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) ->
 
 
 def _write(alignment, how: Method, pair: PairFiles, folder: Path) -> list[str]:
-    """Write all but the numbers, and return the names of the files of the result."""
+    """Write the warped image and the transform, and return the names of their files."""
     warped = alignment.warped
     name = f"warped{images.suffix_for(warped, pair.moving)}"
     io.write(folder / name, warped)
     names = [name, "transform.npz", *(f"transform.{suffix}" for suffix in how.export)]
     for name in names[1:]:
         io.save_transform(folder / name, alignment.transform, overwrite=True)
-    return [*names, RESULT]
+    return names
+
+
+def _provenance(pair: PairFiles, how: Method) -> dict[str, str]:
+    """Return what to type to have the result again, and of which files."""
+    masks = [f"--{side}={path}" for side, path in pair._asdict().items() if "mask" in side and path]
+    typed = ["kreg", "register", pair.fixed, pair.moving, *masks, *how.arguments()]
+    told = {"command": f"{shlex.join(typed)} --output=FOLDER"}
+    for side, path in pair._asdict().items():
+        if path is not None:
+            told[f"{side} file".replace("_", " ")] = f"{path}{_fingerprint(Path(path))}"
+    return told
+
+
+def _fingerprint(path: Path) -> str:
+    """Return what tells a file from others; "" for a folder."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f", {path.stat().st_size} bytes, SHA-256 {digest}"
 
 
 def displacement(transform) -> dict[str, float] | None:

@@ -1,5 +1,9 @@
+import hashlib
+import html
 import json
 import os
+import re
+import shlex
 import signal
 
 import numpy as np
@@ -21,7 +25,14 @@ def test_leaves_image_transform_and_numbers(kreg, folder, quick):
     assert code == (0 if result["trusted"] else 3)
     assert printed.startswith("trusted: " if result["trusted"] else "NOT TRUSTED: ")
     assert said == ""
-    written = ["result.json", "transform.nii.gz", "transform.npz", "transform.tfm", "warped.png"]
+    written = [
+        "report.html",
+        "result.json",
+        "transform.nii.gz",
+        "transform.npz",
+        "transform.tfm",
+        "warped.png",
+    ]
     assert sorted(os.listdir(folder / "out")) == sorted(result["files"]) == written
     # World points are (x, y): columns first.
     matrix = load_transform(folder / "out" / "transform.npz").matrix
@@ -30,6 +41,25 @@ def test_leaves_image_transform_and_numbers(kreg, folder, quick):
     warped = read(folder / "out" / "warped.png").array.astype(float)
     difference = np.abs(warped - scene())[4:-4, 4:-4]
     assert difference.mean() < 4
+
+
+def test_report_says_how_to_have_the_result_again(kreg, folder, quick):
+    mask = np.ones(scene().shape, "uint8")
+    mask[:3] = 0
+    write(folder / "a mask & more.png", mask)
+    printed = kreg(*ALIGN, "--fixed_mask=a mask & more.png")[1]
+    assert f"look at it: {os.path.join('out', 'report.html')}\n" in printed
+    report = html.unescape((folder / "out" / "report.html").read_text(encoding="utf-8"))
+    for name in ("fixed.png", "moving.png", "a mask & more.png"):
+        content = (folder / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        assert f"{name}, {len(content)} bytes, SHA-256 {digest}" in report
+    (command,) = re.findall(r"kreg (register .*--output=FOLDER)<", report)
+    words = shlex.split(command.replace("--report", "--noreport").replace("FOLDER", "again"))
+    assert kreg(*words)[0] in (0, 3)
+    first, second = (load_transform(folder / name / "transform.npz") for name in ("out", "again"))
+    np.testing.assert_array_equal(first.matrix, second.matrix)
+    assert sorted(os.listdir(folder / "again")) == ["result.json", "transform.npz", "warped.png"]
 
 
 def test_machines_get_one_object(kreg, folder, quick):
@@ -120,7 +150,7 @@ def test_left_out_options_are_those_of_the_library(kreg, folder, monkeypatch):
 
 
 def test_a_method_can_be_compared_and_kept():
-    values = ("affine", None, False, "search", 12.0, 2e-3, 1e-3, 0, ())
+    values = ("affine", None, False, "search", 12.0, 2e-3, 1e-3, 0, (), True)
     assert Method(*values) == Method(*values)
     assert Method(*values).settings()["transform"] == "affine"
 
