@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -52,6 +53,28 @@ def test_a_jitted_function_takes_and_returns_lists_of_tensors():
         np.testing.assert_allclose(ops.convert_to_numpy(high), 3 * first, rtol=1e-6)
         np.testing.assert_allclose(ops.convert_to_numpy(low), 2 * first, rtol=1e-6)
         assert float(total) == pytest.approx(float(first.sum()), abs=1e-5)
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow's choice")
+def test_for_one_call_small_inputs_are_left_to_the_graph():
+    import tensorflow as tf
+
+    function = backend.jit(lambda x: ops.sum(ops.exp(x)))
+    kinds = []
+
+    def watched(*arguments, jit_compile, **options):
+        kinds.append(jit_compile)
+        return plain(*arguments, jit_compile=jit_compile, **options)
+
+    plain, tf.function = tf.function, watched
+    try:
+        with backend.for_one_call(least=100):
+            inside = [float(function(ops.ones(size))) for size in (10, 100)]
+        outside = float(function(ops.ones(10)))
+    finally:
+        tf.function = plain
+    assert kinds == [False, True, True]
+    np.testing.assert_allclose([*inside, outside], np.e * np.array([10, 100, 10]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("least", [0, 100])

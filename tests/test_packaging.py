@@ -44,6 +44,7 @@ MAY_IMPORT = {
     },
     "__main__": {"cli"},
     "cli": {
+        "backend",
         "data",
         "groups",
         "io",
