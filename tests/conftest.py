@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Read once, when Keras and matplotlib are imported: so before anything else here imports them.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Read once, when matplotlib is imported: so before anything else here imports it.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import kreg  # noqa: F401, first: it silences TensorFlow's greeting
+
+# isort: split
 import keras
 import pytest
 

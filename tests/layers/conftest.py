@@ -10,7 +10,7 @@ def forget_compiled():
     """Forget what was compiled, or not compiled, before."""
     for cache in (
         saliency_refinement._step,
-        saliency_refinement._described,
+        saliency_refinement._describe,
         select_displacement._cost,
     ):
         cache.cache_clear()
