@@ -1,6 +1,7 @@
 """docs/migration.md: every block runs, and gives what the library gave that it stands for."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +104,21 @@ def reference(file: str) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
+@pytest.fixture
+def uncompiled():
+    """TensorFlow step by step: to compile for a single step takes ten times as long."""
+    if keras.config.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
+        yield
+    tf.config.run_functions_eagerly(False)
+
+
 def test_every_section_is_tried():
     assert list(of("tensorflow-addons")) == list(ADDONS)
     assert list(of("VoxelMorph")) == list(VOXELMORPH)
@@ -115,7 +131,7 @@ def test_every_section_is_tried():
     [("tensorflow-addons", *one) for one in ADDONS.items()]
     + [("VoxelMorph", *one) for one in VOXELMORPH.items()],
 )
-def test_gives_what_the_other_library_gave(chapter, name, results):
+def test_gives_what_the_other_library_gave(chapter, name, results, uncompiled):
     file, prefix = {"tensorflow-addons": ("tensorflow_addons", "tfa_"),
                     "VoxelMorph": ("voxelmorph", "vxm_")}[chapter]  # fmt: skip
     arrays = reference(file)
