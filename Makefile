@@ -17,17 +17,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Two processes: each holds compiled code of up to 4 GB in the end.
 PARALLEL = -n 2 --dist worksteal
 
+# Libraries of Keras 2. The last TensorFlow with it that they ran on is for Python 3.11 at most.
+PARITY = tensorflow-cpu==2.15.1 tensorflow-addons==0.23.0 voxelmorph==0.2 neurite==0.2 'numpy<2'
+
 # The backends besides TensorFlow, at the version they are tested with.
 BACKEND_jax = jax==0.10.2
 BACKEND_torch = torch==2.13.0
 
-VENVS = .venv .venv-jax .venv-torch .venv-oldest
+VENVS = .venv .venv-jax .venv-torch .venv-oldest .venv-parity
 PY = .venv/bin/python
 TEST_READY = .venv/.kreg-test
 BENCH_READY = .venv/.kreg-bench
 PIP_INSTALL = -m pip install --quiet --no-input $(PIP_FLAGS)
 
-.PHONY: help demo test test-backends test-jax test-torch test-oldest lint types bench package clean
+.PHONY: help demo test test-backends test-jax test-torch test-oldest parity lint types bench package clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +48,10 @@ test-jax test-torch: test-%: .venv-%/.kreg-test
 
 test-oldest: .venv-oldest/.kreg-test ## run the tests with every requirement at its lower bound
 	KERAS_BACKEND=tensorflow .venv-oldest/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+parity: .venv-parity/.kreg-parity ## write what tensorflow-addons and VoxelMorph 0.2 give, which the tests compare with
+	TF_CPP_MIN_LOG_LEVEL=3 .venv-parity/bin/python tests/parity/tensorflow_addons_values.py
+	TF_CPP_MIN_LOG_LEVEL=3 .venv-parity/bin/python tests/parity/voxelmorph_values.py
 
 lint: $(TEST_READY) ## check style and format with ruff
 	$(PY) -m ruff check $(ARGS)
@@ -121,4 +128,10 @@ requirements = from configparser import ConfigParser; \
 		print(*(line.replace(">=", "==") for line in needed), *tests, sep="\n")' > .venv-oldest/requirements.txt
 	@.venv-oldest/bin/python $(PIP_INSTALL) --requirement .venv-oldest/requirements.txt
 	@.venv-oldest/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-parity/.kreg-parity: .venv-parity/bin/python Makefile
+	@echo "Installing tensorflow-addons and VoxelMorph 0.2 into .venv-parity (the first time this takes minutes)"
+	@.venv-parity/bin/python $(PIP_INSTALL) $(PARITY) \
+	|| { echo "This needs Python 3.11: rm -r .venv-parity; make parity PYTHON=python3.11" >&2; exit 1; }
 	@touch $@

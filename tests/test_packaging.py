@@ -81,7 +81,7 @@ MAY_IMPORT = {
 # Besides the standard library, keras and numpy.
 MAY_IMPORT_OUTSIDE = {
     "backend": {"jax", "tensorflow", "torch"},
-    "cli": {"absl"},
+    "cli": {"absl", "distributed"},
     "data": {"imageio", "scipy", "skimage", "sklearn"},
     "mapping": {"scipy"},
     "io": {"PIL", "SimpleITK", "nibabel", "scipy", "tifffile", "zarr"},
@@ -95,7 +95,7 @@ MAY_IMPORT_OUTSIDE = {
 DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "skimage": "scikit-image"}
 
 # Imported only where wanted: another backend, another source of data.
-OPTIONAL = {"SimpleITK", "jax", "sklearn", "torch", "zarr"}
+OPTIONAL = {"SimpleITK", "distributed", "jax", "sklearn", "torch", "zarr"}
 
 # The public names: whoever adds, renames or removes one says so here and in the changelog.
 API = {

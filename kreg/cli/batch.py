@@ -14,27 +14,36 @@ stops no other. FOLDER/summary.csv lists them all: done, not trusted, failed and
 after Ctrl-C or a power cut, the same command goes on with what is missing, failures first tried
 again; with --overwrite it does all anew.
 
+With --scheduler the workers of a Dask cluster do the work, one pair at a time in each thread of
+theirs, wherever they are: with the same kreg, and the same files under the same names. If one is
+lost, others do its pairs; Ctrl-C cancels what is queued.
+
 Examples:
   kreg batch pairs.csv --output aligned --transform rigid
   kreg batch pairs.csv --output aligned --json > summary.json
+  dask scheduler                                  # on one machine
+  dask worker tcp://HOST:8786 --nthreads 1        # on each that is to work
+  kreg batch pairs.csv --output aligned --scheduler tcp://HOST:8786
 
 Exit codes: 0 all done and trusted; 1 some failed; 3 all done, some not trusted.
 """
 
 import json
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from kreg.cli import method
+from kreg.cli import cluster, method
 from kreg.cli.method import Method
-from kreg.cli.new_folder import RESULT, files_of, new_folder
+from kreg.cli.new_folder import RESULT, clear_unfinished, files_of, new_folder
 from kreg.cli.outcome import BAD_INPUT, DONE, NOT_TRUSTED, Outcome, UsageError, one_line
 from kreg.cli.points import read_table, write_rows
 from kreg.cli.register import PairFiles, align
-from kreg.cli.terminal import counted
+from kreg.cli.terminal import counted, say
 from kreg.io.errors import reason, refusal
 
 SUMMARY = "summary.csv"
@@ -44,6 +53,12 @@ _COLUMNS = ["name", "fixed", "moving", "state", "similarity", "seconds", "reason
 def define(values: flags.FlagValues) -> None:
     """Define the options."""
     flags.DEFINE_string("output", None, "the folder of all results", flag_values=values)
+    flags.DEFINE_string(
+        "scheduler",
+        None,
+        "the address of a Dask cluster that does the work, such as tcp://host:8786",
+        flag_values=values,
+    )
     method.define(values)
 
 
@@ -62,9 +77,13 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
         name: {"name": name, "fixed": pair.fixed, "moving": pair.moving, "state": "waiting"}
         for name, pair in pairs.items()
     }
+    if values.scheduler is None:
+        results = _here(pairs, how, output, values.overwrite)
+    else:
+        results = _elsewhere(values.scheduler, pairs, how, output, values.overwrite)
     try:
-        for name, pair in counted(pairs.items(), len(pairs), "pair"):
-            rows[name] |= _one(pair, how, output / name, values.overwrite)
+        for name, told in results:
+            rows[name] |= told
     finally:  # also where Ctrl-C ends it
         table = [[row.get(column, "") for column in _COLUMNS] for row in rows.values()]
         write_rows(output / SUMMARY, [_COLUMNS, *table], overwrite=True)
@@ -114,7 +133,43 @@ def _make(output: Path) -> None:
         raise refusal(output, "a folder that can be written", reason(error)) from error
 
 
-def _one(pair: PairFiles, how: Method, folder: Path, overwrite: bool) -> dict[str, Any]:
+def _here(
+    pairs: dict[str, PairFiles], how: Method, output: Path, overwrite: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield names, and what the summary says of them, one after the other."""
+    for name, pair in counted(pairs.items(), len(pairs), "pair"):
+        yield name, _one(pair, how, output / name, overwrite)
+
+
+def _elsewhere(
+    scheduler: str, pairs: dict[str, PairFiles], how: Method, output: Path, overwrite: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the same as the workers of a cluster finish it, and first what has been done before."""
+    output = output.absolute()
+    mark = f"{secrets.token_hex(6)}-"
+    waiting = {}
+    for name, pair in pairs.items():
+        if not overwrite and _finished(output / name) is not None:
+            yield name, _one(pair, how, output / name, overwrite)
+        else:
+            waiting[name] = (pair, how, output / name, overwrite, mark)
+    if not waiting:
+        return
+    say(f"{len(waiting)} of {len(pairs)} pairs to do")
+    finished = cluster.each(scheduler, _one, waiting)
+    for name, told in counted(finished, len(waiting), "pair"):
+        if isinstance(told, Exception):
+            told = {"state": "failed", "reason": one_line(told)}
+        if told["state"] == "failed" and not overwrite and _finished(output / name) is not None:
+            # By a worker that had been taken for lost, while another one tried it again.
+            told = _one(pairs[name], how, output / name, overwrite)
+        yield name, told
+    clear_unfinished(output, mark)  # of lost workers; not after Ctrl-C, when some still write
+
+
+def _one(
+    pair: PairFiles, how: Method, folder: Path, overwrite: bool, mark: str = ""
+) -> dict[str, Any]:
     """Return what the summary says of one pair, registered now or before."""
     try:
         if not overwrite and (before := _finished(folder)) is not None:
@@ -123,7 +178,7 @@ def _one(pair: PairFiles, how: Method, folder: Path, overwrite: bool) -> dict[st
                     folder, "a result of the same files and options", "another", "--overwrite"
                 )
             return _told(before)
-        with new_folder(folder, overwrite) as unfinished:
+        with new_folder(folder, overwrite, mark) as unfinished:
             result = align(pair, how, unfinished)
         return _told(result)
     except Exception as error:

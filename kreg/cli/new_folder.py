@@ -12,6 +12,7 @@ from kreg.io.errors import FileError, reason, refusal
 
 #: Says what a folder of results holds: its own files under "files".
 RESULT = "result.json"
+_UNFINISHED = ".unfinished"
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -44,15 +45,20 @@ def files_of(path: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+def new_folder(path: Path, overwrite: bool, mark: str = "") -> Iterator[Path]:
     """Yield a folder beside `path`, hidden, that takes its name once all went well.
+
+    Args:
+        path: what is to become of it.
+        overwrite: whether it may replace an earlier result.
+        mark: by which `clear_unfinished` knows it.
 
     Raises:
         FileError: if it exists, or cannot be written.
     """
     path = path.absolute()
     check_free(path, overwrite)
-    unfinished = path.with_name(f".{secrets.token_hex(6)}.unfinished")
+    unfinished = path.with_name(f".{mark}{secrets.token_hex(6)}{_UNFINISHED}")
     try:
         unfinished.mkdir()
         yield unfinished
@@ -66,6 +72,12 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         raise refusal(path, "a folder that can be written", received, remedy) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def clear_unfinished(parent: Path, mark: str) -> None:
+    """Remove the folders of a mark that processes left when they were killed."""
+    for path in parent.glob(f".{mark}*{_UNFINISHED}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _take_the_place(folder: Path, path: Path) -> None:
