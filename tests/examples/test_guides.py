@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import warnings
 from pathlib import Path
 
 import keras
@@ -14,20 +13,12 @@ import kreg
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "tensorflow", reason="one backend is enough for the guides"
-)
-
-
-@pytest.fixture(autouse=True)
-def uncompiled():
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
-        yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = [
+    pytest.mark.usefixtures("uncompiled"),
+    pytest.mark.skipif(
+        keras.config.backend() != "tensorflow", reason="one backend is enough for the guides"
+    ),
+]
 
 
 @pytest.fixture
