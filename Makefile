@@ -28,9 +28,10 @@ VENVS = .venv .venv-jax .venv-torch .venv-oldest .venv-parity
 PY = .venv/bin/python
 TEST_READY = .venv/.kreg-test
 BENCH_READY = .venv/.kreg-bench
+DOCS_READY = .venv/.kreg-docs
 PIP_INSTALL = -m pip install --quiet --no-input $(PIP_FLAGS)
 
-.PHONY: help demo test test-backends test-jax test-torch test-oldest parity lint types bench package clean
+.PHONY: help demo test test-backends test-jax test-torch test-oldest parity lint types docs bench package clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +60,9 @@ lint: $(TEST_READY) ## check style and format with ruff
 
 types: $(TEST_READY) ## check types with mypy
 	$(PY) -m mypy $(ARGS)
+
+docs: $(DOCS_READY) ## write the reference of all public names to build/docs
+	$(PY) docs/build.py
 
 bench: $(BENCH_READY) ## run the benchmarks against other libraries
 	$(PY) -m benchmarks $(ARGS)
@@ -106,6 +110,11 @@ $(TEST_READY): $(PY) setup.cfg pyproject.toml
 $(BENCH_READY): $(TEST_READY)
 	@echo "Installing what the benchmarks compare with into .venv (the first time this takes minutes)"
 	@$(PY) $(PIP_INSTALL) --editable '.[bench]'
+	@touch $@
+
+$(DOCS_READY): $(TEST_READY)
+	@echo "Installing what writes the reference into .venv"
+	@$(PY) $(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
 
 # What setup.cfg requires of a user and of the tests, line by line.

@@ -26,6 +26,18 @@ class GaussianPyramid(keras.layers.Layer):
     Raises:
         ValueError: if there are fewer levels than 1 or more than the image has voxels for, a
             size is unknown or the rank is not 4 or 5.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> pyramid = kreg.layers.GaussianPyramid(levels=3)
+        >>> levels = pyramid(np.ones((1, 32, 20, 1), "float32"))
+        >>> [tuple(level.shape) for level in levels]
+        [(1, 32, 20, 1), (1, 16, 10, 1), (1, 8, 5, 1)]
+        >>> pyramid.frames((32, 20))[1]  # voxels of the second level: 2 long, the first at -15, -9
+        array([[  2.,   0., -15.],
+               [  0.,   2.,  -9.],
+               [  0.,   0.,   1.]], dtype=float32)
     """
 
     def __init__(self, levels, *, sigma=1.0, **kwargs):

@@ -31,6 +31,17 @@ class JointSaliency(keras.layers.Layer):
 
     Raises:
         ValueError: if the shapes differ, a spatial size is unknown or the images are not floating.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> fixed = np.zeros((1, 32, 32, 1), "float32")
+        >>> fixed[:, 4:12, 4:12], fixed[:, 20:28, 20:28] = 1, 1
+        >>> warped = fixed.copy()
+        >>> warped[:, 20:28, 20:28] = 0  # lacks the second square
+        >>> saliency = np.asarray(kreg.layers.JointSaliency()(fixed, warped))[0, ..., 0]
+        >>> bool(saliency[4, 8] > 0.9), bool(saliency[20, 24] < 0.1)
+        (True, True)
     """
 
     def __init__(self, kind=None, **kwargs):

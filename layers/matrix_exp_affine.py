@@ -28,6 +28,16 @@ class MatrixExpAffine(keras.layers.Layer):
 
     Raises:
         ValueError: if `scale` is not positive, or the group has another number of coefficients.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> rigid = kreg.layers.MatrixExpAffine(kreg.groups.Rigid())
+        >>> matrix = rigid(np.float32([[0, 0, np.pi / 6]]))  # shifts along both axes, an angle
+        >>> np.round(np.asarray(matrix)[0], 3) + 0
+        array([[ 0.866, -0.5  ,  0.   ],
+               [ 0.5  ,  0.866,  0.   ],
+               [ 0.   ,  0.   ,  1.   ]], dtype=float32)
     """
 
     def __init__(self, group=None, *, scale=1.0, **kwargs):

@@ -44,6 +44,17 @@ class SpatialTransformer(keras.layers.Layer):
 
     Raises:
         ValueError: if the shapes do not fit, or a matrix meets unknown spatial sizes.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> moving = np.arange(12, dtype="float32").reshape(1, 3, 4, 1)
+        >>> up = np.tile(np.float32([1, 0]), (1, 3, 4, 1))  # reads one row further down
+        >>> warped = kreg.layers.SpatialTransformer()(moving, up)
+        >>> np.asarray(warped)[0, ..., 0]
+        array([[ 4.,  5.,  6.,  7.],
+               [ 8.,  9., 10., 11.],
+               [ 0.,  0.,  0.,  0.]], dtype=float32)
     """
 
     def __init__(

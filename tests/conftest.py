@@ -1,7 +1,8 @@
 """What every test shares: a quiet backend, fixed seeds, and real data where it is at hand."""
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Read once, when matplotlib is imported: so before anything else here imports it.
@@ -18,6 +19,21 @@ import pytest
 def seed() -> None:
     """Every test starts from the same random state, whichever ran before it."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """TensorFlow step by step: for what takes few steps, most of the time goes to compiling."""
+    if keras.config.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
+        yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="session")

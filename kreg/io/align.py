@@ -64,6 +64,22 @@ def register(
 
     Raises:
         ValueError: as `kreg.register`.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> rows, columns = np.indices((32, 32))
+        >>> values = np.sin(rows * columns / 40)
+        >>> fixed, moving = kreg.io.Image(values), kreg.io.Image(values[1:, 2:])
+        >>> alignment = kreg.io.register(
+        ...     fixed,
+        ...     moving,
+        ...     transform=kreg.transforms.Linear(kreg.groups.Translation()),
+        ...     start=None,  # begin where the files say that the images lie
+        ...     schedule=kreg.pairwise.CoarseToFine((0, 0, 10)),
+        ... )
+        >>> np.round(alignment.transform.transform_world_points([[20, 10]]))  # x, y
+        array([[18.,  9.]])
     """
     if fixed.dimensions != moving.dimensions:
         raise ValueError(

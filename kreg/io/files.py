@@ -80,6 +80,16 @@ def read(path: str | os.PathLike) -> Image:
     Raises:
         FileError: if there is no such file, it is damaged or of another format, or holds no image
             of one or several channels. Its message is one line.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> volume = np.zeros((30, 40, 5), "int16")  # along x, y, z
+        >>> affine = np.diag([0.8, 0.8, 3.0, 1.0])  # voxels to millimetres
+        >>> kreg.io.write("scan.nii.gz", kreg.io.Image(volume, affine, "mm"))
+        >>> image = kreg.io.read("scan.nii.gz")
+        >>> image.shape, image.unit, [round(step, 2) for step in image.spacing]
+        ((30, 40, 5), 'mm', [0.8, 0.8, 3.0])
     """
     path = Path(path)
     try:

@@ -48,6 +48,14 @@ class NCC(ImageLoss):
         y_true: fixed images, ``(batch, *spatial, channels)``.
         y_pred: warped images, same shape.
         sample_weight: None, ``(batch,)``, or a mask ``(batch, *spatial[, 1])``.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> fixed = np.random.default_rng(0).random((2, 8, 8, 1), dtype="float32")
+        >>> loss = kreg.losses.NCC()
+        >>> round(float(loss(fixed, 0.5 * fixed + 0.2)), 4), round(float(loss(fixed, -fixed)), 4)
+        (0.0, 2.0)
     """
 
     def __init__(self, name="ncc", reduction="sum_over_batch_size", dtype=None):

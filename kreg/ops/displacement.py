@@ -32,6 +32,15 @@ def warp(moving, displacement, *, border: Border = zero_border, sampler=sample):
 
     Raises:
         ValueError: if ranks, components or batch sizes do not fit, or the image is not floating.
+
+    Example:
+        >>> import numpy as np
+        >>> from kreg import ops
+        >>> moving = np.float32([[1, 2, 3], [4, 5, 6]])[None, ..., None]
+        >>> half = np.tile(np.float32([0, 0.5]), (1, 2, 3, 1))  # half a pixel further right
+        >>> np.asarray(ops.warp(moving, half, border=ops.nearest_border))[0, ..., 0]
+        array([[1.5, 2.5, 3. ],
+               [4.5, 5.5, 6. ]], dtype=float32)
     """
     displacement = check_displacement(displacement)
     moving = check_image(moving, "moving")

@@ -348,6 +348,24 @@ def register(
         ValueError: if ranks, sizes, masks or spacings do not fit, values are NaN or infinite, a
             mask is empty, the group does not exist in 3-D, the optimizer is not one for the
             transform, or a displacement is asked for of images beyond 8 million voxels.
+
+    Example:
+        >>> import numpy as np
+        >>> import kreg
+        >>> rows, columns = np.indices((32, 32))
+        >>> fixed = np.sin(rows * columns / 40)
+        >>> moving = 1 - fixed[3:, 2:]  # begins three rows and two columns later, inverted
+        >>> result = kreg.register(
+        ...     fixed,
+        ...     moving,
+        ...     transform=kreg.transforms.Linear(kreg.groups.Translation()),
+        ...     start=None,  # a small offset: no search
+        ...     schedule=kreg.pairwise.CoarseToFine((0, 0, 10)),
+        ... )
+        >>> np.round(result.transform_points([[10, 20]]))
+        array([[ 7., 18.]])
+        >>> result.warped.shape, result.trusted
+        ((32, 32, 1), True)
     """
     _check_kinds(
         transform=(transform, Transform),
