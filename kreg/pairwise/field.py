@@ -50,7 +50,7 @@ class Field:
             hat = 1 - np.abs(np.clip(at, 0, last)[:, None] - np.arange(last + 1))
             values = along_axis(values, np.maximum(hat, 0).astype("float32"), axis + 1)
         ratio = (self.frame.spacing / frame.spacing).astype("float32")
-        return Field(ops.convert_to_numpy(values * ratio), frame)
+        return Field(ops.convert_to_numpy(values) * ratio, frame)
 
     def whole(self, pairs: Pairs) -> "Field":
         """Return the displacement on the voxels of the fixed images themselves."""
@@ -129,7 +129,8 @@ def warped(moving, mask, matrix, u):
     size = np.asarray(moving.shape[1:-1])
     edge = np.minimum(size // _EDGE_PER, _EDGE).astype("float32")
     last = (size - 1 - edge).astype("float32")
-    seen = ops.all((points >= edge) & (points <= last), axis=-1, keepdims=True)
+    inside = ops.logical_and(ops.greater_equal(points, edge), ops.less_equal(points, last))
+    seen = ops.all(inside, axis=-1, keepdims=True)
     return ops.concatenate([values[..., :-1], values[..., -1:] * ops.cast(seen, "float32")], -1)
 
 
