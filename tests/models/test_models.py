@@ -133,7 +133,7 @@ def test_velocity_head_does_not_fold_where_the_dense_head_does():
         largest = np.abs(output.predict(images, verbose=0)).max()
         linear.set_weights([5.0 / largest * weight for weight in linear.get_weights()])
         displacement = model.predict(images, verbose=0)["displacement"]
-        folding[name] = float(np.mean(folding_fraction(displacement)))
+        folding[name] = float(keras.ops.mean(folding_fraction(displacement)))
     assert folding["field"] > 0.02
     assert folding["velocity"] < 0.25 * folding["field"]
 

@@ -107,8 +107,9 @@ def test_the_loss_sees_the_image_at_what_is_found_and_then_at_the_start():
     ones = np.ones((1, *shape, 1), "float32")
     images = fixed[None, ..., None], ones, moving[None, ..., None], ones
     eye = np.eye(3, dtype="float32")[None]
-    _, (*_, found) = step._loss([control], [start[None]], *images, eye)
-    found = np.asarray(found)[0]
+    control, u, *rest = map(keras.ops.convert_to_tensor, (control, start[None], *images, eye))
+    _, (*_, found) = step._loss([control], [u], *rest)
+    found = keras.ops.convert_to_numpy(found)[0]
     points = np.indices(shape) + np.moveaxis(found, -1, 0)
     outer = [
         ndimage.map_coordinates(u, points, order=1, mode="nearest")
