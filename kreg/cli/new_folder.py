@@ -56,13 +56,14 @@ def new_folder(path: Path, overwrite: bool, mark: str = "") -> Iterator[Path]:
     Raises:
         FileError: if it exists, or cannot be written.
     """
-    path = path.absolute()
+    path = path.resolve() if path.is_symlink() else path.absolute()
     check_free(path, overwrite)
     unfinished = path.with_name(f".{mark}{secrets.token_hex(6)}{_UNFINISHED}")
     try:
         unfinished.mkdir()
         yield unfinished
         check_free(path, overwrite)  # another process may have been faster
+        _to_disk(unfinished)
         _take_the_place(unfinished, path)
     except FileError as error:  # about the folder that the user named
         raise FileError(str(error).replace(str(unfinished), str(path))) from error
@@ -72,6 +73,14 @@ def new_folder(path: Path, overwrite: bool, mark: str = "") -> Iterator[Path]:
         raise refusal(path, "a folder that can be written", received, remedy) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until the files are on the disk: a power cut must not leave a name for nothing."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def clear_unfinished(parent: Path, mark: str) -> None:

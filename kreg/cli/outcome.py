@@ -29,7 +29,13 @@ class Outcome(NamedTuple):
 
 def as_json(values: Any) -> str:
     """Return values as JSON: NaN and infinity, which it does not have, as null."""
-    return json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
+    plain = _plain(values)
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # the name of a file need not be UTF-8
+        return json.dumps(plain, indent=2, allow_nan=False)
+    return text
 
 
 def _plain(value: Any) -> Any:

@@ -136,7 +136,7 @@ def _fit(settings: dict[str, Any], backup: Path) -> tuple[Any, dict[str, list[fl
     record = backup / "history.json"
 
     def remember(epoch, logs):
-        curves = json.loads(record.read_text()) if record.exists() else {}
+        curves = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         for name, value in (logs or {}).items():
             curves[name] = [*curves.get(name, [])[:epoch], float(value)]
         record.write_text(json.dumps(curves), encoding="utf-8")

@@ -86,7 +86,7 @@ def write(
     ]
     text = _page(Scene(alignment, *masks), provenance or {})
     with replacing(Path(path), overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _mask(mask: Any, image: Image, name: str) -> np.ndarray | None:

@@ -61,6 +61,25 @@ def test_failures_stop_nothing_and_finished_work_stays(kreg, folder, quick, monk
     assert code in (0, 3)
 
 
+def test_what_another_process_has_finished_meanwhile_is_no_failure(
+    kreg, folder, quick, monkeypatch
+):
+    command = listed(folder, "a,../fixed.png,../moving.png")
+
+    def slow(pair, how, unfinished):
+        with batch.new_folder(folder / "all" / "a", overwrite=False) as faster:
+            result = register.align(pair, how, faster)
+        (unfinished / "half").touch()
+        return result
+
+    monkeypatch.setattr(batch, "align", slow)
+    code, _, _ = kreg(*command)
+    assert code in (0, 3)
+    assert summary(folder)["a"]["state"] in ("done", "not trusted")
+    assert sorted(os.listdir(folder / "all")) == ["a", "summary.csv"]
+    assert "half" not in os.listdir(folder / "all" / "a")
+
+
 def test_interrupted_it_goes_on_later(kreg, folder, quick, monkeypatch):
     command = listed(folder, "../fixed.png,../moving.png", "../moving.png,../fixed.png",
                      header="fixed,moving")  # fmt: skip

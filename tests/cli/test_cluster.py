@@ -44,8 +44,8 @@ class Cluster:
 
     def wait_for_address(self):
         """Return where the scheduler listens."""
-        wait_for(lambda: self.file.exists() and self.file.read_text().endswith("}"))
-        return json.loads(self.file.read_text())["address"]
+        wait_for(lambda: self.file.exists() and self.file.read_text(encoding="utf-8").endswith("}"))
+        return json.loads(self.file.read_text(encoding="utf-8"))["address"]
 
     def worker(self, name, path=ROOT):
         """Start a worker that finds kreg in a folder."""
@@ -154,7 +154,7 @@ def test_a_lost_worker_and_ctrl_c_lose_nothing_and_double_nothing(cluster, folde
     assert summary(folder) == [(name, "done" if code == 0 else "not trusted") for name in names]
     assert sorted(os.listdir(folder / "all")) == [*names, "summary.csv"]
     for name in names:
-        result = json.loads((folder / "all" / name / "result.json").read_text())
+        result = json.loads((folder / "all" / name / "result.json").read_text(encoding="utf-8"))
         assert sorted(os.listdir(folder / "all" / name)) == sorted(result["files"])
     assert f"of {PAIRS} pairs" in capsys.readouterr().out
 

@@ -19,9 +19,22 @@ from tests.cli.conftest import FEW, scene, untouched
 ALIGN = ("register", "fixed.png", "moving.png", "--output", "out", *FEW)
 
 
+def test_a_linked_folder_stays_a_link_and_any_name_of_a_file_will_do(kreg, folder, quick):
+    odd = os.fsdecode(b"mo\xe9.png")  # no UTF-8
+    (folder / "moving.png").rename(folder / odd)
+    (folder / "elsewhere").mkdir()
+    (folder / "out").symlink_to("elsewhere")
+    code, _, said = kreg(*(odd if word == "moving.png" else word for word in ALIGN))
+    assert code in (0, 3), said
+    assert (folder / "out").is_symlink()
+    text = (folder / "elsewhere" / "result.json").read_text(encoding="utf-8")
+    assert json.loads(text)["moving"] == odd
+    assert "report.html" in os.listdir(folder / "elsewhere")
+
+
 def test_leaves_image_transform_and_numbers(kreg, folder, quick):
     code, printed, said = kreg(*ALIGN, "--export=tfm", "--export=nii.gz")
-    result = json.loads((folder / "out" / "result.json").read_text())
+    result = json.loads((folder / "out" / "result.json").read_text(encoding="utf-8"))
     assert code == (0 if result["trusted"] else 3)
     assert printed.startswith("trusted: " if result["trusted"] else "NOT TRUSTED: ")
     assert said == ""
@@ -65,7 +78,7 @@ def test_report_says_how_to_have_the_result_again(kreg, folder, quick):
 def test_machines_get_one_object(kreg, folder, quick):
     code, printed, said = kreg(*ALIGN, "--json")
     found = json.loads(printed)
-    stored = json.loads((folder / "out" / "result.json").read_text())
+    stored = json.loads((folder / "out" / "result.json").read_text(encoding="utf-8"))
     assert found == {"output": "out", **stored}
     assert (code == 0) == found["trusted"]
     assert said == ""
@@ -87,9 +100,9 @@ def test_results_are_replaced_when_asked_and_whole(kreg, folder, quick):
         code, _, said = kreg(*ALIGN)
     assert code == 1
     assert "--overwrite" in said
-    before = (folder / "out" / "result.json").read_text()
+    before = (folder / "out" / "result.json").read_text(encoding="utf-8")
     assert kreg(*ALIGN, "--overwrite", "--export=mat")[0] in (0, 3)
-    assert (folder / "out" / "result.json").read_text() != before
+    assert (folder / "out" / "result.json").read_text(encoding="utf-8") != before
     assert sorted(os.listdir(folder)) == ["fixed.png", "moving.png", "out"]
 
 

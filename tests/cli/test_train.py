@@ -52,7 +52,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(
 ):
     code, printed, _ = kreg(*TRAIN)
     assert (code, "dirnet for 2 epochs" in printed) == (0, True)
-    stored = json.loads((folder / "net" / "result.json").read_text())
+    stored = json.loads((folder / "net" / "result.json").read_text(encoding="utf-8"))
     expected, curve = weights(folder), stored["history"]["loss"]
     assert len(curve) == 2
     assert sorted(os.listdir(folder / "net")) == ["model.keras", "result.json"]
@@ -74,13 +74,15 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(
     np.testing.assert_array_equal(weights(folder), expected)  # the old one stays until then
     assert kreg(*TRAIN, "--overwrite")[0] == 0
     np.testing.assert_allclose(weights(folder), expected, rtol=1e-5, atol=1e-6)
-    again = json.loads((folder / "net" / "result.json").read_text())["history"]["loss"]
+    again = json.loads((folder / "net" / "result.json").read_text(encoding="utf-8"))["history"][
+        "loss"
+    ]
     np.testing.assert_allclose(again, curve, rtol=1e-4)
     assert sorted(os.listdir(folder)) == ["fixed.png", "moving.png", "net", "pairs"]
 
     code, _, _ = kreg("predict", "net", "pairs", "--output", "found", "--batch_size=2")
     assert code == 0
-    result = json.loads((folder / "found" / "result.json").read_text())
+    result = json.loads((folder / "found" / "result.json").read_text(encoding="utf-8"))
     assert [one["name"] for one in result["pairs"]] == ["n0", "n1", "n2"]
     transform = load_transform(folder / "found" / "n2" / "transform.npz")
     warped = transform.apply(read(folder / "pairs" / "moving" / "n2.tif")).array

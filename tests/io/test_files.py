@@ -1,4 +1,5 @@
 import gzip
+import locale
 import os
 import resource
 import struct
@@ -341,7 +342,15 @@ def test_itk_and_nibabel_agree_on_the_world(tmp_path):
         assert stored[voxel] == ours.array[voxel]
 
 
-def test_a_dicom_series_is_a_volume(tmp_path):
+@pytest.fixture
+def same_locale():
+    """ITK's writer of DICOM changes the locale of the process."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+def test_a_dicom_series_is_a_volume(tmp_path, same_locale):
     sitk = pytest.importorskip("SimpleITK")
     values = noise((3, 8, 9), "int16")
     series = sitk.GetImageFromArray(values)
