@@ -146,10 +146,21 @@ def test_gradients_stop_at_the_matrix_that_a_stage_starts_from(detached):
 
 
 @pytest.mark.parametrize(
-    ("longest", "expected"), [(28, (2, 2)), (32, (2, 2)), (128, (4, 4)), (256, (8, 4)), (8, (2, 1))]
+    ("sizes", "expected"),
+    [
+        ((28, 28), (2, [14, 14], [28, 28])),
+        ((32, 32), (2, [16, 16], [32, 32])),
+        ((8, 8), (1, [4, 4], [8, 8])),
+        ((72, 80), (4, [20, 20], [36, 40])),
+        ((128, 128), (4, [32, 32], [64, 64])),
+        # Whole cells: a multiple of the stride.
+        ((25, 25), (2, [14, 14], [26, 26])),
+        # Four cells along a short axis, at least.
+        ((160, 192, 12), (4, [20, 24, 16], [40, 48, 16])),
+    ],
 )
-def test_resolutions(longest, expected):
-    assert resolutions(longest) == expected
+def test_resolutions(sizes, expected):
+    assert resolutions(sizes) == expected
 
 
 def test_learns_known_transforms_without_targets_of_ones_own():
