@@ -132,7 +132,7 @@ def ddim(
     the one warped by A, so that every voxel of the fixed image gets its place in the moving one.
     The original image is warped once, by the composed map. Identity at start. For large motion:
     trained on known transforms (`kreg.data.KnownTransforms`) it needs neither labels nor a
-    similarity. First the stages, then the dense step::
+    similarity. First the stages, then, with these frozen, the dense step::
 
         model = ddim((32, 32, 1))
         stages = RegistrationModel(
@@ -140,8 +140,12 @@ def ddim(
         )
         stages.compile(Adam(2e-3, clipnorm=1.0), loss={"stage_matrices": GridDistance((32, 32))})
         stages.fit(KnownTransforms(images))
+        stages.trainable = False
         model.compile("adam", loss={"displacement": EndpointError()})
         model.fit(KnownTransforms(images))
+
+    A loss on images, such as ``{"warped": NCC()}``, trains the dense step alone: for it to train
+    the stages, too, gradients must flow through the matrices (``detached=False``).
 
     Args:
         image_shape: ``(*spatial, channels)``, 2-D or 3-D; spatial sizes must be known.
@@ -152,10 +156,10 @@ def ddim(
         view: what the networks see: `GreyValues`, `GradientMagnitudes`, or your own.
         dense: `DenseStep`, or None for a model of the stages alone.
         detached: whether no gradient flows to the matrix that a stage, or the dense step, starts
-            from, so that each is trained by what it has left alone.
+            from, so that each is trained by what it has left alone. False for losses on images.
         features: whether there are further outputs ``features1``, ``features2``, ...: for
-            `kreg.losses.FeatureResidual`, the features of the fixed image beside those of the
-            moving one, brought to it by A_i.
+            `kreg.losses.FeatureResidual`, beside known transforms or a loss on images, the
+            features of the fixed image and those of the moving one, brought to it by A_i.
         name: of the model.
 
     Returns:
