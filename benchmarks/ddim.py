@@ -13,14 +13,19 @@ fixed image's pixels that are not empty background.
 - *digits*: MNIST in 32 x 32, 1000 of the test images; *brains*: 20 held-out slices of OASIS in
   128 x 128, 400 pairs; *inverted*: the same with the moving image's contrast inverted.
 - *ddim* is the recipe of examples/ddim.py. *affine_net*, one stage of about as many weights, is
-  trained on the same pairs by the same loss for as many CPU seconds as the stages; for brains it
-  sees edges too. *ECC* (affine, 200 steps, from the identity) and *SIFT* (images enlarged to 256
-  pixels, ratio test, RANSAC) are OpenCV's; where they give up, the identity counts.
-- *different brains*: pairs of two held-out brains, one under a transform as above. ddim's stages
-  are those trained above; its dense step is trained by NCC. *voxelmorph* is kreg's, trained as
-  long by the same losses, on moving images that the true matrix has already warped.
+  trained on the same pairs by the same loss for as many CPU seconds as the stages, at a learning
+  rate of its own; for brains it sees edges too. *ECC* (affine, 200 steps, from the identity) and
+  *SIFT* (images enlarged to 256 pixels, ratio test, RANSAC) are OpenCV's, on as many of the pairs
+  as stands below; where they give up, the identity counts.
+- *different brains*: pairs of two held-out brains, one under a matrix as above and no field.
+  ddim's stages are those trained above and see edges, as its dense step does, which is trained by
+  NCC. *voxelmorph* is kreg's, of the same widths, head, losses and steps; it sees grey values, and
+  moving images that the true matrix has already warped. Both are scored on the original moving
+  image, interpolated once, by the matrix and the displacement composed.
 
-CPU seconds are user + system of the process, one thread; those of the dense step hold the stages'.
+CPU seconds of training are user + system of the process, one thread, with the drawing of pairs
+and compiling. Of same brains and digits, those of ddim's dense step hold the stages'; of different
+brains they are its own alone, and voxelmorph's hold the warps by the true matrix.
 """
 
 import kreg  # first: it silences TensorFlow's greeting
@@ -30,6 +35,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -45,6 +51,7 @@ from examples import ddim as example
 from kreg.data.known_transforms import KnownTransforms
 from kreg.losses.known_transform import GridDistance
 from kreg.models.ddim import DenseStep, GradientMagnitudes, ddim
+from kreg.models.heads import VelocityHead
 
 PAIRS = {"digits": 1000, "brains": 400}
 BOUND = {"digits": 5, "brains": 3}
@@ -167,6 +174,7 @@ def train_affine_net(options, kind) -> dict:
         "rows": rows,
         "weights": model.count_params(),
         "steps": steps,
+        "rate": options.rate,
         "cpu_s": {"stages": seconds},
         "ms_a_pair": {"stages": milliseconds},
         "loss": history["loss"][-1],
@@ -199,7 +207,7 @@ def run_opencv(options, kind) -> dict:
         for method, register in (("ECC", ecc), ("SIFT", sift)):
             begun = cpu_seconds()
             found = [
-                register(cv2, *(np.uint8(255 * data[side][i, ..., 0]) for side in data_sides))
+                register(cv2, *(np.uint8(255 * data[x][i, ..., 0]) for x in ("fixed", "moving")))
                 for i in range(count)
             ]
             milliseconds.setdefault(method, 1e3 * (cpu_seconds() - begun) / count)
@@ -217,19 +225,17 @@ def run_opencv(options, kind) -> dict:
     }
 
 
-data_sides = "fixed", "moving"
-
-
 def ecc(cv2, fixed, moving):
     """Return ECC's affine map of (x, y) pixels, fixed to moving; the identity where it fails."""
     start = np.eye(2, 3, dtype="float32")
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-6)
     try:
-        return cv2.findTransformECC(fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop, None, 5)[
-            1
-        ]
+        _, matrix = cv2.findTransformECC(
+            fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop, None, 5
+        )
     except cv2.error:
         return start
+    return matrix
 
 
 def sift(cv2, fixed, moving):
@@ -252,7 +258,7 @@ def sift(cv2, fixed, moving):
     there = np.float32([points[1][m.trainIdx] for m in good])
     cv2.setRNGSeed(0)
     matrix, _ = cv2.estimateAffine2D(here, there, ransacReprojThreshold=fixed.shape[0] / 50)
-    return np.eye(2, 3) if matrix is None else matrix
+    return np.eye(2, 3) if matrix is None or not np.isfinite(matrix).all() else matrix
 
 
 def pixels_displaced(matrix, shape):
@@ -273,25 +279,29 @@ def different_pairs(images, options, *, batch, fresh):
     )  # fmt: skip
 
 
-def dense_losses():
-    """Return what `compile` takes, for both models."""
+def dense_losses(field):
+    """Return what `compile` takes; `field` is the output that says what no matrix says."""
     return {
         "loss": {
             "warped": kreg.losses.NCC(),
             "velocity": kreg.losses.Diffusion(),
-            "displacement": kreg.losses.Folding(margin=0.1),
+            field: kreg.losses.Folding(margin=0.1),
         },
-        "loss_weights": {"warped": 1.0, "velocity": 0.01, "displacement": 5.0},
+        "loss_weights": {"warped": 1.0, "velocity": 0.01, field: 5.0},
     }
 
 
-def dense_scores(pairs, result, start) -> dict:
-    """Return mean NCC and folds; `start` are the images before the dense step."""
-    return {
-        "NCC before": float(np.mean(kreg.metrics.ncc(pairs["fixed"], start))),
-        "NCC": float(np.mean(kreg.metrics.ncc(pairs["fixed"], result["warped"]))),
-        "folds %": 100 * float(np.mean(kreg.metrics.folding_fraction(result["displacement"]))),
+def dense_scores(pairs, matrix, residual) -> dict:
+    """Return mean NCC, before the dense step and after it, and folds."""
+    voxels = kreg.ops.voxel_matrix(matrix, residual.shape[1:-1])
+    displacement = kreg.ops.compose_linear(voxels, residual)
+    warped = {
+        "NCC before": linear_warp(pairs["moving"], matrix),
+        "NCC": kreg.ops.warp(pairs["moving"], displacement),
     }
+    scores = {k: float(np.mean(kreg.metrics.ncc(pairs["fixed"], x))) for k, x in warped.items()}
+    folds = kreg.metrics.folding_fraction(displacement)
+    return {**scores, "folds %": 100 * float(np.mean(folds))}
 
 
 def linear_warp(moving, matrix):
@@ -309,20 +319,22 @@ def train_dense_ddim(options, _) -> dict:
     with example.mixed_precision():
         trained = ddim(data.image_shape, view=recipe.view, dense=recipe.dense)
         trained.load_weights(options.folder / "brains.weights.h5")
-        model = ddim(data.image_shape, view=recipe.view, dense=DenseStep(**UNET))
+        model = ddim(
+            data.image_shape, view=recipe.view, dense=DenseStep(**UNET, head=VelocityHead())
+        )
     own = {layer.name: layer for layer in trained.layers}
     for layer in model.layers:
         if layer.name.startswith(("interpolator", "matcher")):
             layer.set_weights(own[layer.name].get_weights())
-    example.freeze_stages(model)
+    example.stages_of(model).trainable = False
     start = cpu_seconds()
-    model.compile(example.optimizer(options.steps), **dense_losses())
+    model.compile(example.optimizer(options.steps), **dense_losses("residual"))
     history = example.fit(model, data, options.steps, 0)
     seconds = cpu_seconds() - start
     pairs = different_pairs(test, options, batch=PAIRS["brains"], fresh=False)[0][0]
     result, milliseconds = predict(model, pairs)
     return {
-        "rows": {"different brains": dense_scores(pairs, result, result["warped_linear"])},
+        "rows": {"different brains": dense_scores(pairs, result["matrix"], result["residual"])},
         "weights": model.count_params(),
         "steps": options.steps,
         "cpu_s": {"dense": seconds},
@@ -331,7 +343,7 @@ def train_dense_ddim(options, _) -> dict:
     }
 
 
-#: The widths of `kreg.models.voxelmorph`.
+#: The widths of `kreg.models.voxelmorph`, for both.
 UNET = {"encoder": (16, 32, 32, 32), "decoder": (32, 32, 32, 32, 32, 16, 16)}
 
 
@@ -362,13 +374,16 @@ def train_voxelmorph(options, _) -> dict:
     with example.mixed_precision():
         model = kreg.models.voxelmorph(data.pairs.image_shape, **UNET)
     start = cpu_seconds()
-    model.compile(example.optimizer(options.steps), **dense_losses())
+    model.compile(example.optimizer(options.steps), **dense_losses("displacement"))
     history = example.fit(model, data, options.steps, 0)
     seconds = cpu_seconds() - start
-    pairs = Aligned(different_pairs(test, options, batch=PAIRS["brains"], fresh=False))[0][0]
-    result, milliseconds = predict(model, pairs)
+    pairs = different_pairs(test, options, batch=PAIRS["brains"], fresh=False)
+    result, milliseconds = predict(model, Aligned(pairs)[0][0])
+    (pairs,) = pairs[0]
     return {
-        "rows": {"different brains": dense_scores(pairs, result, pairs["moving"])},
+        "rows": {
+            "different brains": dense_scores(pairs, pairs["moving_matrix"], result["displacement"])
+        },
         "weights": model.count_params(),
         "steps": options.steps,
         "cpu_s": {"dense": seconds},
@@ -411,11 +426,25 @@ def logged(path) -> dict:
     return dict(map(json.loads, path.read_text().splitlines())) if path.exists() else {}
 
 
+#: What a job starts from: the budget, or the stages, of an earlier one.
+NEEDS = {
+    "digits/affine_net": "digits/ddim",
+    "brains/affine_net": "brains/ddim",
+    "different/ddim": "brains/ddim",
+}
+
+
 def measure(options) -> dict:
     """Run the jobs that the log does not hold yet; return all results that it then holds."""
-    for job in options.jobs:
-        if job in logged(options.log):
-            continue
+    done = logged(options.log)
+    jobs = [job for job in JOBS if job in options.jobs and job not in done]
+    for job in jobs:
+        if NEEDS.get(job, job) not in {*jobs, *done}:
+            sys.exit(
+                f"Expected {NEEDS[job]}, which {job} starts from, in the log {options.log} or "
+                f"among --jobs. Received: --jobs {' '.join(options.jobs)}."
+            )
+    for job in jobs:
         start = time.perf_counter()
         result = {**run_job(options, job), "provenance": report.provenance()}
         options.log.parent.mkdir(parents=True, exist_ok=True)
@@ -485,6 +514,10 @@ def markdown(run: dict) -> str:
             extra.append(f"and {result['weights of the dense step']} of the dense step")
         if "steps" in result:
             extra.append(f"steps {result['steps']}")
+        if "rate" in result:
+            extra.append(f"learning rate {result['rate']}")
+        if "pairs" in result:
+            extra.append(f"the first {result['pairs']} pairs")
         if "error of the true matrix" in result:
             extra.append(f"the true matrix errs by {result['error of the true matrix']:.2f} %")
         lines.append(
@@ -534,12 +567,13 @@ def main() -> None:
         job = options.single
         print("RESULT " + json.dumps(FUNCTIONS[job](options, job.split("/")[0])))
         return
+    results = measure(options)
     names = ("keras", "tensorflow", "numpy", "opencv-python-headless")
     versions = {"kreg": kreg.__version__, **{name: version(name) for name in names}}
     run = {
-        "command": "python -m benchmarks.ddim",
+        "command": shlex.join(["python", "-m", "benchmarks.ddim", *sys.argv[1:]]),
         "versions": {**versions, "python": platform.python_version()},
-        "results": measure(options),
+        "results": results,
     }
     print(markdown(run))
     folder.mkdir(parents=True, exist_ok=True)

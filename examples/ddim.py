@@ -152,13 +152,6 @@ def stages_of(model):
     )
 
 
-def freeze_stages(model):
-    """Keep the stages as they are: what comes next trains the dense step alone."""
-    for layer in model.layers:
-        if layer.name.startswith(("interpolator", "matcher")):
-            layer.trainable = False
-
-
 def train(images, recipe, *, seed=0, verbose="auto", done=lambda phase: None):
     """Return a model trained on known transforms of the images, and the history of both phases.
 
@@ -179,10 +172,13 @@ def train(images, recipe, *, seed=0, verbose="auto", done=lambda phase: None):
     stages.compile(optimizer(steps[0]), loss=loss)
     first = fit(stages, pairs, steps[0], verbose)
     done("stages")
-    freeze_stages(model)
+    stages.trainable = False  # what comes next trains the dense step alone
     model.compile(optimizer(steps[1], 2e-3), loss={"displacement": EndpointError()})
     second = fit(model, pairs, steps[1], verbose)
     done("dense")
+    stages.trainable = True
+    # The optimizer, which knows the dense step alone, stays behind.
+    model = kreg.RegistrationModel(model.input, model.output, name=model.name)
     return model, {"stages": first["loss"], "dense": second["loss"]}
 
 
@@ -326,7 +322,7 @@ def main(arguments):
         shown = {name: stack[:5] for name, stack in pairs.items()}
         few = {name: stack[:5] for name, stack in result.items()}
         stages_figure(shown, few, found).savefig(folder / "stages.png", dpi=110)
-        kreg.plots.show_training({**history}).savefig(folder / "training.png", dpi=110)
+        kreg.plots.show_training(history).savefig(folder / "training.png", dpi=110)
         model.save(folder / "model.keras")
         medians = {name: float(np.median(error)) for name, error in found.items()}
         report = {"images": FLAGS.images, "steps": recipe.steps, "seed": FLAGS.seed,

@@ -47,7 +47,8 @@ class RegistrationModel(keras.Model):
     Where no targets are given, an output ``"warped_X"`` is compared with ``"fixed_X"`` of the
     same data (which need not be an input of the model), any other whose name begins with
     ``"warped"`` with ``"fixed"``; points of the fixed image that the model has carried over,
-    ``"X"``, with ``"moving_X"``; all else with zeros (which kreg's losses on fields ignore). A
+    ``"X"``, with ``"moving_X"``; all else with zeros (which kreg's losses on fields ignore; one
+    that says ``needs_target = True`` is refused there). A
     ``"mask"`` in the data, ``(batch, *spatial[, 1])``, weights the voxels of the fixed image in
     the losses on ``"warped"`` (and in metrics given as `weighted_metrics`).
 
@@ -62,8 +63,9 @@ class RegistrationModel(keras.Model):
 
     Raises:
         ValueError: if there are no inputs "moving" and "fixed"; when fitted, if the images are
-            integers, `fixed` and `warped` differ in size, or an input such as "moving_labels"
-            comes without its partner "fixed_labels".
+            integers, `fixed` and `warped` differ in size, an input such as "moving_labels" comes
+            without its partner "fixed_labels", or a loss that needs a target, such as
+            `kreg.losses.EndpointError`, has none.
     """
 
     def __init__(self, *args, **kwargs):
@@ -185,11 +187,24 @@ class RegistrationModel(keras.Model):
                 f'Expected "{partner + kind}" in the data, which the output "{name}" is compared '
                 f'with. Received: "{own + kind}" without it, in {list(x)}.'
             )
-        return x["fixed"] if _is_warped(name) else None
+        if _is_warped(name):
+            return x["fixed"]
+        if any(getattr(loss, "needs_target", False) for loss in _losses(self._loss_of(name))):
+            raise ValueError(
+                f'Expected "{partner + kind}" in the data, the truth that the loss of the output '
+                f'"{name}" compares it with (`kreg.data.KnownTransforms` draws some). '
+                f"Received: {list(x)}."
+            )
+        return None
+
+    def _loss_of(self, name):
+        loss = self.loss
+        if isinstance(loss, (list, tuple)):  # Keras takes them in the order of the sorted names
+            loss = dict(zip(sorted(self._outputs_struct), loss, strict=False))
+        return loss.get(name) if isinstance(loss, dict) else loss
 
     def _takes_any_channels(self, name):
-        loss = self.loss.get(name) if isinstance(self.loss, dict) else self.loss
-        return getattr(loss, "any_channels", False)
+        return getattr(self._loss_of(name), "any_channels", False)
 
     def _weights(self, x, y_pred, sample_weight):
         if not isinstance(x, dict) or "mask" not in x or not isinstance(y_pred, dict):

@@ -20,6 +20,7 @@ from kreg.layers.matcher import Matcher
 from kreg.layers.matrix_exp_affine import MatrixExpAffine
 from kreg.layers.matrix_to_displacement import MatrixToDisplacement
 from kreg.layers.resize_displacement import ResizeDisplacement
+from kreg.layers.resize_image import ResizeImage
 from kreg.layers.saliency_refinement import RefinementStage, SaliencyRefinement
 from kreg.layers.select_displacement import SelectDisplacement
 from kreg.layers.spatial_transformer import SpatialTransformer
@@ -42,6 +43,7 @@ __all__ = [
     "MatrixToDisplacement",
     "RefinementStage",
     "ResizeDisplacement",
+    "ResizeImage",
     "SaliencyRefinement",
     "SelectDisplacement",
     "SpatialTransformer",

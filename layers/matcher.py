@@ -26,7 +26,8 @@ class Matcher(keras.layers.Layer):
     if asked for, how they correlate with their neighbours in the moving one) say for each cell
     x_i of the grid how it moves, v_i, and how far that can be trusted, w_i. The regression is the
     weighted least-squares fit of the group's generators B_k: few weights, the same for any number
-    of cells. Features are standardised: only their pattern counts. The identity at start.
+    of cells. Features are standardised: only their pattern counts. The identity at start. Where a
+    sample's features are not finite, neither is its matrix; the others of the batch are unharmed.
 
     Args:
         filters: channels of the convolutions.
@@ -38,8 +39,8 @@ class Matcher(keras.layers.Layer):
         field_initializer: of the last, which gives v and w.
 
     Call arguments:
-        fixed, moving: features ``(batch, *cells, C)``; the cells divide the image evenly and
-            their number must be known.
+        fixed, moving: features ``(batch, *cells, C)``, cell i of n that of (i + 1/2) / n of the
+            image's width, as `Interpolator` has them; their number must be known.
         image: ``(batch, *spatial, any)``, any tensor of the size of the images.
 
     Raises:
@@ -136,6 +137,9 @@ class Matcher(keras.layers.Layer):
         normal = ops.sum(weights * products, axis=1)
         normal = ops.reshape(normal, (-1, size, size)) + ridge
         right = ops.sum((weights * field[..., :axes])[..., None] * moves, axis=(1, 2))
+        # A NaN among the equations of one sample would end the whole batch: it stays on the right.
+        finite = ops.all(ops.isfinite(normal), axis=(1, 2), keepdims=True)
+        normal = ops.where(finite, normal, ridge)
         coefficients = ops.solve(normal, right[..., None])[..., 0]
         return MatrixExpAffine(self.group, scale=scale)(coefficients)
 

@@ -173,6 +173,7 @@ API = {
         "MatrixToDisplacement",
         "RefinementStage",
         "ResizeDisplacement",
+        "ResizeImage",
         "SaliencyRefinement",
         "SelectDisplacement",
         "SpatialTransformer",

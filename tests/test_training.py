@@ -10,7 +10,9 @@ from kreg.layers import SpatialTransformer
 from kreg.losses import (
     NCC,
     Diffusion,
+    EndpointError,
     Folding,
+    GridDistance,
     LandmarkDistance,
     LocalNCC,
     SoftDice,
@@ -197,6 +199,40 @@ def test_refuses_annotations_without_their_partner(partner, given):
     assert set(model.predict(data, verbose=0)) == {"warped", "warped_labels", "points"}
     with pytest.raises(ValueError, match=rf'Expected "{partner}".*Received: "{given}"'):
         model.evaluate(data, verbose=0)
+
+
+class Still(keras.layers.Layer):
+    """Identity matrices, a sample each."""
+
+    def call(self, image):
+        return ops.repeat(ops.eye(3)[None], ops.shape(image)[0], axis=0)
+
+    def compute_output_shape(self, image_shape):
+        return (image_shape[0], 3, 3)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_refuses_to_make_up_the_truth_that_a_loss_needs(as_list, uncompiled):
+    inputs = {name: keras.Input((8, 10, 1), name=name) for name in ("moving", "fixed")}
+    matrix = Still(name="matrix")(inputs["moving"])
+    field = keras.layers.Conv2D(2, 3, padding="same")(inputs["moving"])
+    outputs = {"displacement": field, "matrix": matrix}
+    model = RegistrationModel(inputs, outputs)
+    data = {
+        **pairs((8, 10)),
+        "moving_displacement": np.zeros((8, 8, 10, 2), "float32"),
+        "moving_matrix": np.tile(np.eye(3, dtype="float32"), (8, 1, 1)),
+    }
+    for name, loss in (
+        ("displacement", EndpointError()),
+        ("matrix", WeightedSum([GridDistance((8, 10))], [1.0])),
+    ):
+        losses = {name: loss}
+        model.compile("sgd", loss=[losses.get(key) for key in outputs] if as_list else losses)
+        assert np.isfinite(model.evaluate(data, verbose=0))
+        less = {key: value for key, value in data.items() if key != f"moving_{name}"}
+        with pytest.raises(ValueError, match=rf'Expected "moving_{name}" in the data.*Received'):
+            model.fit(less, verbose=0)
 
 
 def test_refuses_annotations_of_another_size():

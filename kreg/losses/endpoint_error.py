@@ -51,6 +51,9 @@ class EndpointError(keras.losses.Loss):
         ValueError: when called, if the shapes do not fit or `epsilon` is not positive.
     """
 
+    #: `kreg.RegistrationModel` gives zeros to no such loss where the data hold no truth.
+    needs_target = True
+
     def __init__(
         self, epsilon=1e-3, name="endpoint_error", reduction="sum_over_batch_size", dtype=None
     ):

@@ -69,7 +69,8 @@ class FeatureResidual(keras.losses.Loss):
     """loss = 1/N sum ||h_i - g_i||^2 / C + variance V + covariance K: features that match.
 
     The same as `kreg.losses.feature_residual`, for a pair of features in one tensor, since a
-    Keras loss takes one output: ``Concatenate(name="features")([fixed, matched])``.
+    Keras loss takes one output: ``Concatenate(name="features")([fixed, matched])``. It goes beside
+    a loss that aligns, on known transforms or on images: by itself it hardly aligns anything.
 
     Args:
         variance: weight of what keeps channels from being constant.

@@ -103,6 +103,9 @@ class GridDistance(keras.losses.Loss):
         ValueError: when called, if the shapes do not fit, or extent or `epsilon` is not positive.
     """
 
+    #: `kreg.RegistrationModel` gives zeros to no such loss where the data hold no truth.
+    needs_target = True
+
     def __init__(
         self,
         extent,

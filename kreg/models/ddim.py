@@ -6,19 +6,27 @@ from dataclasses import dataclass
 from keras import layers as keras_layers
 from keras import ops
 
-from kreg.layers import ComposeLinear, MatrixToDisplacement, SpatialTransformer, Standardise
+from kreg.layers import (
+    ComposeLinear,
+    MatrixToDisplacement,
+    ResizeImage,
+    SpatialTransformer,
+    Standardise,
+)
 from kreg.layers.interpolator import Interpolator
 from kreg.layers.matcher import Matcher
-from kreg.models.blocks import by_dimension, image_inputs, unet
+from kreg.models.blocks import image_inputs, unet
 from kreg.models.heads import VelocityHead
 from kreg.ops import nearest_border, spatial_gradient
-from kreg.ops.linear import compose_matrices
+from kreg.ops.linear import compose_matrices, invert_matrix
 from kreg.training import RegistrationModel
 
 #: The longest side of the image that the first stage sees; later ones see it twice as large.
 _COARSE = 32
 #: Features have at most this many cells along the longest side: more are slow, not better.
 _CELLS = 16
+#: And at least this many along each: fewer do not show what changes along it.
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,13 @@ class GreyValues:
 class GradientMagnitudes:
     """What the networks see of an image: the strength of its edges, ||grad I||, standardised.
 
-    An inverted contrast changes nothing.
+    An inverted contrast changes nothing, nor does any other scale of the grey values.
     """
 
     def __call__(self, image, name: str):
         """Return the view ``(batch, *spatial, channels)`` of a symbolic image."""
-        square = ops.sum(ops.square(spatial_gradient(ops.cast(image, "float32"))), axis=-1)
+        standard = Standardise(name=f"{name}_standard", dtype="float32")(image)
+        square = ops.sum(ops.square(spatial_gradient(standard)), axis=-1)
         return Standardise(name=name, dtype="float32")(ops.sqrt(square + 1e-6))
 
 
@@ -52,7 +61,7 @@ class MatchingStage:
         width: channels of its `Matcher`.
         upsampling: the `Interpolator`'s factor. Its convolutions then go down to as many fewer
             cells: what the `Matcher` sees is of the same size.
-        resampling: whether the `Interpolator` learns an affine resampling.
+        resampling: whether the `Interpolator` learns a resampling, of the cascade's group.
         radius: of the `Matcher`'s correlation, in cells; None for none.
     """
 
@@ -68,7 +77,7 @@ class MatchingStage:
         first = max(f for f in range(1, total + 1) if total % f == 0 and f * f <= total)
         interpolator = Interpolator(
             self.filters, strides=(total // first, first), factor=self.upsampling,
-            resampling=self.resampling, name=f"interpolator{number}",
+            resampling=self.resampling, group=group, name=f"interpolator{number}",
         )  # fmt: skip
         matcher = Matcher(self.width, group=group, radius=self.radius, name=f"matcher{number}")
         return interpolator, matcher
@@ -95,7 +104,9 @@ class DenseStep:
         """Return ``{"displacement": (batch, *spatial, D), ...}`` on the grid of `image`."""
         difference = keras_layers.Subtract(name="difference", dtype="float32")([fixed, warped])
         seen = keras_layers.Concatenate(name="dense_input")([fixed, warped, difference])
-        features = unet(_shrunk(seen, self.downsize), self.encoder, self.decoder)
+        if self.downsize > 1:
+            seen = _resized(seen, [-(-size // self.downsize) for size in seen.shape[1:-1]])
+        features = unet(seen, self.encoder, self.decoder)
         return (self.head or VelocityHead(4))(features, image)
 
 
@@ -121,7 +132,7 @@ def ddim(
     the one warped by A, so that every voxel of the fixed image gets its place in the moving one.
     The original image is warped once, by the composed map. Identity at start. For large motion:
     trained on known transforms (`kreg.data.KnownTransforms`) it needs neither labels nor a
-    similarity. First the stages, then the dense step::
+    similarity. First the stages, then, with these frozen, the dense step::
 
         model = ddim((32, 32, 1))
         stages = RegistrationModel(
@@ -129,8 +140,12 @@ def ddim(
         )
         stages.compile(Adam(2e-3, clipnorm=1.0), loss={"stage_matrices": GridDistance((32, 32))})
         stages.fit(KnownTransforms(images))
+        stages.trainable = False
         model.compile("adam", loss={"displacement": EndpointError()})
         model.fit(KnownTransforms(images))
+
+    A loss on images, such as ``{"warped": NCC()}``, trains the dense step alone: for it to train
+    the stages, too, gradients must flow through the matrices (``detached=False``).
 
     Args:
         image_shape: ``(*spatial, channels)``, 2-D or 3-D; spatial sizes must be known.
@@ -141,10 +156,10 @@ def ddim(
         view: what the networks see: `GreyValues`, `GradientMagnitudes`, or your own.
         dense: `DenseStep`, or None for a model of the stages alone.
         detached: whether no gradient flows to the matrix that a stage, or the dense step, starts
-            from, so that each is trained by what it has left alone.
+            from, so that each is trained by what it has left alone. False for losses on images.
         features: whether there are further outputs ``features1``, ``features2``, ...: for
-            `kreg.losses.FeatureResidual`, the features of the fixed image beside those of the
-            moving one, brought to it by A_i.
+            `kreg.losses.FeatureResidual`, beside known transforms or a loss on images, the
+            features of the fixed image and those of the moving one, brought to it by A_i.
         name: of the model.
 
     Returns:
@@ -167,7 +182,7 @@ def ddim(
             f"`depth` >= 1. Received: spatial sizes {tuple(sizes)}, depth {depth}."
         )
     views = {image: view(inputs[image], f"{image}_view") for image in ("moving", "fixed")}
-    coarse, stride = _resolutions(max(sizes))
+    stride, first, later = _resolutions(sizes)
 
     def held(matrix):
         return ops.stop_gradient(matrix) if detached else matrix
@@ -176,22 +191,23 @@ def ddim(
     matrices: list = []
     layers = None
     for number in range(1, depth + 1):
-        shrink = coarse if number == 1 else max(coarse // 2, 1)
         if layers is None or not shared:
             layers = stage.layers(number, stride, group)
         interpolator, matcher = layers
-        small = {image: _shrunk(x, shrink) for image, x in views.items()}
+        small = {name: _resized(x, later if matrices else first) for name, x in views.items()}
         if matrices:
             found = held(matrices[-1])
-            small["moving"] = _warp(
-                small["moving"], found, f"warped{number}", [shrink] * len(sizes)
-            )
-        seen, matched = interpolator(small["fixed"]), interpolator(small["moving"])
-        matrix = matcher(seen, matched, fixed)
+            small["moving"] = _warp(small["moving"], found, f"warped{number}", sizes)
+        seen, resampling = interpolator(small["fixed"], fixed, return_matrix=True)
+        other = interpolator(small["moving"], fixed)
+        matrix = matcher(seen, other, fixed)
         if features:
-            outputs[f"features{number}"] = _matched(
-                seen, matched, matrix, sizes, f"features{number}"
-            )
+            name = f"features{number}"
+            matched = _warp(other, matrix, f"{name}_matched", sizes, image_gradient=True)
+            outputs[name] = keras_layers.Concatenate(name=name, dtype="float32")([seen, matched])
+        if interpolator.resampling:  # resampled features match under R^-1 A R
+            matrix = compose_matrices(resampling, matrix)
+            matrix = compose_matrices(matrix, invert_matrix(resampling))
         matrices.append(compose_matrices(found, matrix) if matrices else matrix)
 
     matrix = matrices[-1]
@@ -199,7 +215,7 @@ def ddim(
     linear = MatrixToDisplacement(name="linear_displacement")(matrix, fixed)
     outputs["displacement"] = linear
     if dense is not None:
-        halfway = _warp(views["moving"], held(matrix), "halfway")
+        halfway = _warp(views["moving"], held(matrix), "halfway", sizes)
         fields = dense(views["fixed"], halfway, fixed)
         residual = fields.pop("displacement")
         displacement = ComposeLinear(name="composition")(held(matrix), residual)
@@ -209,42 +225,37 @@ def ddim(
     return RegistrationModel(inputs, outputs, name=name)
 
 
-def _resolutions(longest: int) -> tuple[int, int]:
-    """By how much the first stage shrinks the image, and the voxels of a stage's image a cell."""
+def _resolutions(sizes) -> tuple[int, list[int], list[int]]:
+    """The stride of the features, and the sizes of the images that the first and later stages see.
+
+    These are multiples of the stride, so that whole cells divide the image.
+    """
+    longest = max(sizes)
     coarse = 2
     while longest / coarse > _COARSE:
         coarse *= 2
     stride = 1
     while 2 * longest / coarse / stride > _CELLS:
         stride *= 2
-    return coarse, stride
+
+    def multiples(shrink):
+        return [stride * max(_FEWEST, -(-size // (shrink * stride))) for size in sizes]
+
+    return stride, multiples(coarse), multiples(coarse // 2)
 
 
-def _shrunk(image, factor: int):
-    """Means over `factor`^D voxels."""
-    if factor == 1:
-        return image
-    kind = "AveragePooling"
-    dimensions = len(image.shape) - 2
-    return by_dimension(kind, dimensions, factor, padding="same", dtype="float32")(image)
+def _resized(image, shape):
+    return ResizeImage(shape, dtype="float32")(image)
 
 
-def _warp(view, matrix, name, spacing=None):
-    """A view warped; its background isn't 0: its border goes on."""
+def _warp(view, matrix, name, sizes, image_gradient=False):
+    """What is seen of an image of `sizes`, warped; its background isn't 0: its border goes on."""
+    spacing = [size / cells for size, cells in zip(sizes, view.shape[1:-1], strict=True)]
     return SpatialTransformer(
-        border=nearest_border, image_gradient=False, spacing=spacing, dtype="float32", name=name
-    )(view, matrix)
+        border=nearest_border, image_gradient=image_gradient, spacing=spacing, dtype="float32",
+        name=name,
+    )(view, matrix)  # fmt: skip
 
 
 def _plain_warp(image, displacement, name):
     return SpatialTransformer(image_gradient=False, dtype="float32", name=name)(image, displacement)
-
-
-def _matched(fixed, moving, matrix, sizes, name):
-    """[g, T(h)]: the features of both images, those of the moving one brought to the fixed."""
-    spacing = [size / cells for size, cells in zip(sizes, moving.shape[1:-1], strict=True)]
-    transformer = SpatialTransformer(
-        border=nearest_border, spacing=spacing, dtype="float32", name=f"{name}_matched"
-    )
-    both = [fixed, transformer(moving, matrix)]
-    return keras_layers.Concatenate(name=name, dtype="float32")(both)

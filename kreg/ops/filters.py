@@ -169,6 +169,46 @@ def known_sizes(image) -> tuple[int, ...]:
     return tuple(_known_size(image, axis) for axis in range(1, len(image.shape) - 1))
 
 
+def resize_image(image, shape: Sequence[int]):
+    """out_i = the mean of the image over the area of voxel i of another grid over the same area.
+
+    The grids share their outer edges: voxel i of n lies at (i + 1/2) / n of the width.
+
+    Args:
+        image: ``(batch, *spatial, channels)``, floating; spatial sizes must be known.
+        shape: the new spatial sizes.
+
+    Returns:
+        ``(batch, *shape, channels)``.
+
+    Raises:
+        ValueError: if `shape` does not hold a positive integer for each spatial axis, or a size is
+            unknown.
+    """
+    sizes = known_sizes(image)
+    check_new_shape(shape, sizes)
+    for axis, (size, new) in enumerate(zip(sizes, shape, strict=True), 1):
+        if new != size:
+            image = along_axis(image, _area_operator(size, new), axis)
+    return image
+
+
+def check_new_shape(shape, sizes) -> None:
+    """Raise ValueError unless `shape` holds a positive integer for each of the sizes."""
+    if len(shape) != len(sizes) or any(int(new) != new or new < 1 for new in shape):
+        raise ValueError(
+            f"Expected {len(sizes)} new sizes, each an integer of at least 1. Received: {shape}."
+        )
+
+
+def _area_operator(size: int, new: int) -> np.ndarray:
+    """Matrix ``(new, size)``: the share that each old voxel has in the area of each new one."""
+    edges = np.arange(new + 1) * (size / new)
+    first = np.arange(size)
+    overlap = np.minimum(edges[1:, None], first + 1) - np.maximum(edges[:-1, None], first)
+    return (np.maximum(overlap, 0) * (new / size)).astype("float32")
+
+
 def check_window(window, dimensions: int) -> list[int]:
     """Return one odd window length for each axis, or raise ValueError."""
     windows = _per_axis(window, dimensions, "window")

@@ -45,6 +45,8 @@ def test_quick_run_leaves_figures_model_and_scores(tmp_path):
     medians = json.loads((output / "scores.json").read_text())["median error, % of the width"]
     assert list(medians) == ["before", "stage 1", "stage 2", "stage 3", "dense"]
     assert f"{medians['stage 3']:.2f}" in done.stdout
+    model = keras.saving.load_model(output / "model.keras")
+    assert len(model.trainable_weights) == len(model.weights)  # nothing stayed frozen
     assert np.ptp(imread(output / "stages.png")[..., :3]) > 100
 
 

@@ -237,7 +237,8 @@ def model_of(layer, arrays, *, any_size=False):
 def test_no_layer_is_left_out():
     # It has several outputs: tests/layers/test_gaussian_pyramid.py makes these checks for it.
     # The second is an option, the third has random weights: tests/layers/test_matcher.py.
-    others = {"GaussianPyramid", "RefinementStage", "Matcher"}
+    # The last fits one number of axes alone: tests/layers/test_resize_image.py.
+    others = {"GaussianPyramid", "RefinementStage", "Matcher", "ResizeImage"}
     assert {name.split("-")[0] for name in CASES} | others == set(layers.__all__)
 
 

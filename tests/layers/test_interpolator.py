@@ -96,6 +96,13 @@ def test_without_upsampling_the_resampling_is_the_identity_at_start(shape):
 @each_shape
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_the_symbolic_output_is_the_real_one(shape, policy):
+    symbolic = seeded(dtype=policy)(
+        keras.KerasTensor((2, *shape, 3)), keras.KerasTensor((2, *shape, 1)), return_matrix=True
+    )
+    real = seeded(dtype=policy)(image(shape), image(shape), return_matrix=True)
+    for expected, found in zip(symbolic, real, strict=True):
+        assert tuple(expected.shape) == tuple(found.shape)
+        assert expected.dtype == backend.standardize_dtype(found.dtype)
     for options in ({"strides": (2, 1)}, {"factor": 1, "resampling": False}, {"factor": 3}):
         layer = seeded(dtype=policy, **options)
         symbolic = layer(keras.KerasTensor((2, *shape, 3)))
@@ -103,6 +110,56 @@ def test_the_symbolic_output_is_the_real_one(shape, policy):
         assert tuple(symbolic.shape) == tuple(real.shape)
         assert symbolic.dtype == backend.standardize_dtype(real.dtype) == layer.compute_dtype
         assert tuple(layer.compute_output_shape((2, *shape, 3))) == tuple(real.shape)
+
+
+@pytest.mark.parametrize("shape", [(64, 50), (49, 57), (48, 41, 44)], ids=str)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1)], ids=str)
+def test_the_cells_divide_the_image_evenly(shape, strides):
+    axes = tuple(range(1, len(shape) + 1))
+    ones = Interpolator(
+        (1, 1), strides=strides, factor=1, resampling=False, kernel_initializer="ones"
+    )
+    ramps = np.moveaxis(grid(shape), -1, 0)[..., None].astype("float32")  # each axis an image
+    found = numpy(ones(ramps))
+    weights = numpy(ones(np.ones_like(ramps)))
+    cells = np.array(found.shape[1:-1])
+    np.testing.assert_array_equal(cells, -(-np.array(shape) // np.prod(strides)))
+    inside = (slice(2, -2),) * len(shape)  # zeros beyond the border draw the others inwards
+    for axis, (values, weight) in enumerate(zip(found, weights, strict=True)):
+        expected = (np.indices(cells)[axis] + 0.5) * shape[axis] / cells[axis] - 0.5
+        found_at = (values / weight)[..., 0]
+        np.testing.assert_allclose(found_at[inside], expected[inside], atol=0.05)
+    images = image(shape, channels=1)
+    expected = np.flip(numpy(ones(images)), axes)
+    np.testing.assert_allclose(numpy(ones(np.flip(images, axes))), expected, rtol=1e-4)
+
+
+def test_resampled_features_match_under_the_conjugate_matrix():
+    shape, group = (32, 40), Rigid()
+    layer = Interpolator((1, 1), kernel_size=1, kernel_initializer="ones", group=group)
+    at = grid(shape) - (np.array(shape) - 1) / 2
+    transform = np.diag([0.8, 1.2, 1.0])
+
+    def blob(points):
+        return np.exp(-((points - (3, -4)) ** 2 / (18, 30)).sum(-1))[None, ..., None]
+
+    fixed, moving = blob(at @ transform[:2, :2].T), blob(at)
+    layer(moving)
+    layer.weights[0].assign([[0.1, -0.05, 0.5]])
+    found = numpy(layer(fixed))
+    # Of an image twice as small, in the world of the full one.
+    features, matrix = layer(moving[:, ::2, ::2], moving, return_matrix=True)
+    matrix = numpy(matrix)[0]
+    assert np.abs(matrix - np.eye(3)).max() > 0.5
+    features, same = layer(moving, return_matrix=True)
+    np.testing.assert_allclose(matrix, numpy(same)[0], atol=1e-6)
+    conjugate = np.linalg.inv(matrix) @ transform @ matrix
+
+    def residual(between):
+        warp = spatial_transformer.SpatialTransformer(spacing=(0.5, 0.5))
+        return np.mean((numpy(warp(features, between[None].astype("float32"))) - found) ** 2)
+
+    assert residual(conjugate) < 1e-3 * found.var() < residual(transform)
 
 
 def test_mixed_precision_changes_little():

@@ -106,6 +106,16 @@ def test_only_the_pattern_of_the_features_counts():
     assert np.abs(expected - np.eye(3)).max() > 0.1
 
 
+def test_what_is_not_finite_harms_its_own_sample_alone():
+    fixed, moving, image = inputs((6, 9))
+    expected = numpy(seeded()(fixed, moving, image))
+    for value in (np.nan, np.inf):
+        moving[0, 2, 3, 0] = value
+        found = numpy(seeded()(fixed, moving, image))
+        assert np.isnan(found[0]).any()
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
 def test_the_world_follows_the_image():
     fixed, moving, image = inputs((6, 9))
     matrix = numpy(seeded()(fixed, moving, image))

@@ -5,7 +5,7 @@ from keras import ops
 
 from kreg import groups
 from kreg.data.known_transforms import KnownTransforms, RandomAffine
-from kreg.layers import integrate_velocity, spatial_transformer
+from kreg.layers import MatrixExpAffine, integrate_velocity, spatial_transformer
 from kreg.losses import NCC
 from kreg.losses.endpoint_error import EndpointError
 from kreg.losses.feature_residual import FeatureResidual
@@ -15,6 +15,7 @@ from kreg.models.ddim import _resolutions as resolutions
 from kreg.models.heads import DenseHead
 from kreg.ops import centred_frame, nearest_border, standardise, warp
 from kreg.ops.displacement import self_compose
+from kreg.ops.filters import resize_image
 from kreg.training import RegistrationModel
 from tests.fields import grid
 from tests.models.pairs import (
@@ -32,7 +33,7 @@ SMALL_DENSE = DenseStep(encoder=(4, 4), decoder=(4, 4), head=DenseHead())
 
 
 @pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch):
+def _uncompiled(monkeypatch, uncompiled):
     """Warps run op by op: XLA takes a second to compile one for each shape."""
     monkeypatch.setattr(spatial_transformer.backend, "compiled", lambda function: function)
     spatial_transformer._compiled_warp.cache_clear()
@@ -50,14 +51,26 @@ def outputs(model, data):
     return {name: ops.convert_to_numpy(value) for name, value in model(data).items()}
 
 
-def voxels(matrix, shape):
-    frame = centred_frame(shape)
-    return np.linalg.inv(frame) @ matrix @ frame
+def affine_displacement(matrix, shape, full=None):
+    """The field of a world matrix, on a grid of `shape` over an image of the size `full`."""
+    spacing = np.array(full or shape) / shape
+    frame = centred_frame(shape, spacing)
+    voxels = np.linalg.inv(frame) @ matrix @ frame
+    return grid(shape) @ (voxels[:-1, :-1].T - np.eye(len(shape))) + voxels[:-1, -1]
 
 
-def affine_displacement(matrix, shape):
-    matrix = voxels(matrix, shape)
-    return grid(shape) @ (matrix[:-1, :-1].T - np.eye(len(shape))) + matrix[:-1, -1]
+def warped_by(matrices, image, full=None, **options):
+    image = ops.convert_to_tensor(image)
+    field = [affine_displacement(matrix, image.shape[1:-1], full) for matrix in matrices]
+    return ops.convert_to_numpy(warp(image, np.stack(field).astype("float32"), **options))
+
+
+def halved(image):
+    """Means of 2^D voxels."""
+    for axis in range(1, image.ndim - 1):
+        image = (np.take(image, range(0, image.shape[axis], 2), axis)
+                 + np.take(image, range(1, image.shape[axis], 2), axis)) / 2  # fmt: skip
+    return image
 
 
 @pytest.mark.parametrize("shape", [(17, 22), (9, 7, 12)], ids=str)
@@ -71,39 +84,57 @@ def test_identity_at_start(shape):
     assert {"residual", "velocity", "warped_linear", "features1", "features2"} <= set(result)
 
 
-@pytest.mark.parametrize("shape", [(16, 24), (8, 9, 12)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 24), (72, 80), (8, 9, 12)], ids=str)
 def test_stages_are_composed_each_finding_what_the_one_before_left(shape):
-    model = small(shape, dense=None)
+    model = small(shape, dense=None, features=True)
     make_active(model, 0.05)
     data = noise(shape)
-    first, both = np.moveaxis(outputs(model, data)["stage_matrices"], 1, 0)
+    result = outputs(model, data)
+    first, both = np.moveaxis(result["stage_matrices"], 1, 0)
     # The second stage by itself: given the moving image that the first has warped.
-    views = {name: standardise(ops.convert_to_tensor(image)) for name, image in data.items()}
-    field = np.stack([affine_displacement(matrix, shape) for matrix in first]).astype("float32")
-    warped = warp(views["moving"], field, border=nearest_border)
+    views = [ops.convert_to_numpy(standardise(data[name])) for name in ("fixed", "moving")]
+    if shape == (72, 80):  # the second stage sees it half as large
+        views = [halved(view) for view in views]
+    views[1] = warped_by(first, views[1], shape, border=nearest_border)
     interpolator, matcher = (model.get_layer(f"{kind}2") for kind in ("interpolator", "matcher"))
-    left = matcher(interpolator(views["fixed"]), interpolator(warped), data["fixed"])
-    expected = first @ ops.convert_to_numpy(left)
+    fixed, moving = (interpolator(view) for view in views)
+    left = ops.convert_to_numpy(matcher(fixed, moving, data["fixed"]))
+    expected = first @ left
     assert np.abs(first - np.eye(len(shape) + 1)).max() > 0.05
     assert np.abs(both - first).max() > 0.05
     np.testing.assert_allclose(both, expected, atol=2e-3 * np.abs(expected).max())
+    # What the feature residual compares.
+    expected = warped_by(left, moving, shape, border=nearest_border)
+    expected = np.concatenate([ops.convert_to_numpy(fixed), expected], axis=-1)
+    np.testing.assert_allclose(result["features2"], expected, atol=5e-3 * expected.max())
 
 
 @pytest.mark.parametrize("shape", [(16, 20), (8, 9, 12)], ids=str)
 def test_the_displacement_is_the_residual_then_the_matrix(shape):
-    model = small(shape)
+    def dense(fixed, halfway, image):
+        return {**SMALL_DENSE(fixed, halfway, image), "seen_fixed": fixed, "halfway": halfway}
+
+    model = small(shape, dense=dense)
     make_active(model, 0.05)
     data = noise(shape)
     result = outputs(model, data)
     assert np.abs(result["residual"]).max() > 0.05
+    frame = centred_frame(shape)
     for matrix, residual, field in zip(
         result["matrix"], result["residual"], result["displacement"], strict=True
     ):
-        linear = voxels(matrix, shape)
+        linear = np.linalg.inv(frame) @ matrix @ frame
         expected = (grid(shape) + residual) @ linear[:-1, :-1].T + linear[:-1, -1] - grid(shape)
         np.testing.assert_allclose(field, expected, atol=2e-3)
     expected = ops.convert_to_numpy(warp(data["moving"], result["displacement"]))
     np.testing.assert_allclose(result["warped"], expected, atol=1e-4)
+    expected = warped_by(result["matrix"], data["moving"])
+    np.testing.assert_allclose(result["warped_linear"], expected, atol=2e-3)
+    # The dense step sees the fixed image and the moving one, warped by all stages.
+    views = {name: ops.convert_to_numpy(standardise(image)) for name, image in data.items()}
+    np.testing.assert_allclose(result["seen_fixed"], views["fixed"], atol=1e-4)
+    expected = warped_by(result["matrix"], views["moving"], border=nearest_border)
+    np.testing.assert_allclose(result["halfway"], expected, atol=5e-3)
 
 
 def test_without_a_dense_step_the_displacement_is_that_of_the_matrix():
@@ -128,28 +159,47 @@ def test_shared_weights_are_those_of_one_stage():
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize("detached", [True, False])
-def test_gradients_stop_at_the_matrix_that_a_stage_starts_from(detached):
-    model = small((16, 20), detached=detached, dense=None)
+@pytest.mark.parametrize("output", ["matrix", "displacement"])
+def test_gradients_stop_at_the_matrix_that_a_step_starts_from(output, detached):
+    """Only the last step has a loss: it alone is trained, or those before it, too."""
+    shape = (16, 20)
+    dense, loss = {
+        "matrix": (None, GridDistance(shape)), "displacement": (SMALL_DENSE, EndpointError())
+    }[output]  # fmt: skip
+    model = small(shape, detached=detached, dense=dense)
     make_active(model, 0.05)
-    # Only the last stage has a loss.
-    loss = {"matrix": GridDistance((16, 20))}
-    model.compile(keras.optimizers.SGD(1e-3), loss=loss, run_eagerly=True)
-    data = {**noise((16, 20)), "moving_matrix": np.stack([np.diag([1.2, 0.8, 1])] * 2)}
+    model.compile(keras.optimizers.SGD(1e-3), loss={output: loss})
+    truth = np.stack([np.diag([1.2, 0.8, 1])] * 2)
+    field = np.stack([affine_displacement(matrix, shape) for matrix in truth])
     start = model.get_weights()
-    model.fit(data, verbose=0)
-    moved = {1: 0.0, 2: 0.0}
+    data = {**noise(shape), "moving_matrix": truth, "moving_displacement": field}
+    model.fit({name: x.astype("float32") for name, x in data.items()}, verbose=0)
+    moved = {"1": 0.0, "2": 0.0, "dense": 0.0}
     for weight, before, after in zip(model.weights, start, model.get_weights(), strict=True):
-        stage = 1 if weight.path.split("/")[0].endswith("1") else 2
-        moved[stage] = max(moved[stage], np.abs(after - before).max())
-    assert moved[2] > 0
-    assert (moved[1] == 0) == detached
+        layer = weight.path.split("/")[0]
+        step = layer[-1] if layer.startswith(("interpolator", "matcher")) else "dense"
+        moved[step] = max(moved[step], np.abs(after - before).max())
+    earlier, last = (["1"], "2") if output == "matrix" else (["1", "2"], "dense")
+    assert moved[last] > 0
+    assert [moved[step] == 0 for step in earlier] == [detached] * len(earlier)
 
 
 @pytest.mark.parametrize(
-    ("longest", "expected"), [(28, (2, 2)), (32, (2, 2)), (128, (4, 4)), (256, (8, 4)), (8, (2, 1))]
+    ("sizes", "expected"),
+    [
+        ((28, 28), (2, [14, 14], [28, 28])),
+        ((32, 32), (2, [16, 16], [32, 32])),
+        ((8, 8), (1, [4, 4], [8, 8])),
+        ((72, 80), (4, [20, 20], [36, 40])),
+        ((128, 128), (4, [32, 32], [64, 64])),
+        # Whole cells: a multiple of the stride.
+        ((25, 25), (2, [14, 14], [26, 26])),
+        # Four cells along a short axis, at least.
+        ((160, 192, 12), (4, [20, 24, 16], [40, 48, 16])),
+    ],
 )
-def test_resolutions(longest, expected):
-    assert resolutions(longest) == expected
+def test_resolutions(sizes, expected):
+    assert resolutions(sizes) == expected
 
 
 def test_learns_known_transforms_without_targets_of_ones_own():
@@ -167,7 +217,6 @@ def test_learns_known_transforms_without_targets_of_ones_own():
             "displacement": EndpointError(),
             "warped": NCC(),
         },
-        run_eagerly=True,
     )
     history = model.fit(pairs, epochs=3, verbose=0).history
     assert history["stage_matrices_loss"][-1] < 0.9 * history["stage_matrices_loss"][0]
@@ -177,19 +226,51 @@ def test_learns_known_transforms_without_targets_of_ones_own():
 def test_every_weight_is_trained_by_the_feature_residual():
     model = small((12, 16), features=True, dense=None, depth=2)
     loss = {"features1": FeatureResidual(), "features2": FeatureResidual()}
-    model.compile(keras.optimizers.Adam(5e-3), loss=loss, run_eagerly=True)
+    model.compile(keras.optimizers.Adam(5e-3), loss=loss)
     check_every_weight_is_trained(model, noise((12, 16)))
 
 
-def test_an_inverted_contrast_changes_nothing_where_gradients_are_seen():
+def test_an_image_loss_trains_every_stage_where_gradients_flow_through():
+    model = small((12, 16), detached=False)
+    model.compile(keras.optimizers.Adam(5e-3), loss={"warped": NCC()})
+    check_every_weight_is_trained(model, noise((12, 16)))
+
+
+def test_frozen_stages_leave_the_dense_step_to_train_without_a_warning():
+    model = small((12, 16))
+    stages = RegistrationModel(model.input, {"matrix": model.output["matrix"]})
+    stages.trainable = False
+    model.compile("sgd", loss={"displacement": EndpointError()})
+    data = {**noise((12, 16)), "moving_displacement": np.ones((2, 12, 16, 2), "float32")}
+    start = stages.get_weights()
+    assert len(model.trainable_weights) == len(model.weights) - len(start) > 0
+    model.fit(data, verbose=0)  # a warning is an error here
+    for before, after in zip(start, stages.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_voxel_that_is_not_finite_harms_its_own_sample_alone():
+    model = small((12, 16))
+    make_active(model, 0.05)
+    data = noise((12, 16))
+    expected = outputs(model, data)
+    data["moving"][0, 3, 3] = np.nan
+    for name, value in outputs(model, data).items():
+        np.testing.assert_allclose(value[1], expected[name][1], atol=1e-4)
+    assert np.isnan(outputs(model, data)["matrix"][0]).any()
+
+
+def test_contrast_changes_nothing_where_gradients_are_seen():
     model = small((16, 15), view=GradientMagnitudes())
     make_active(model)
     data = images((16, 15))
     expected = outputs(model, data)["displacement"]
     assert np.abs(expected).max() > 1e-3
     inverted = {**data, "moving": 1 - data["moving"]}
-    found = outputs(model, inverted)["displacement"]
-    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    dim = {name: 1e-3 * image for name, image in data.items()}
+    for changed in (inverted, dim):
+        found = outputs(model, changed)["displacement"]
+        np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
     plain = small((16, 15), view=GreyValues())
     make_active(plain)
     first, second = (outputs(plain, x)["displacement"] for x in (data, inverted))
@@ -207,17 +288,36 @@ def test_mixed_precision_keeps_coordinates_float32():
 
 
 def test_the_options_of_a_stage():
+    shape = (18, 20)  # in 20 x 20, so that a voxel of the first stage is no square
     stage = MatchingStage((2, 3), 4, upsampling=2, resampling=True, radius=1)
-    model = small((16, 20), stage=stage, group=groups.Rigid(), dense=None)
+    model = small(shape, stage=stage, group=groups.Rigid(), dense=None, features=True)
     interpolator, matcher = (model.get_layer(f"{kind}1") for kind in ("interpolator", "matcher"))
     assert (interpolator.filters, interpolator.factor, interpolator.strides) == ((2, 3), 2, (2, 2))
     assert interpolator.resampling
     assert (matcher.filters, matcher.radius) == (4, 1)
     make_active(model, 0.05)
-    linear = outputs(model, noise((16, 20)))["matrix"][:, :2, :2]
+    (weight,) = (weight for weight in interpolator.weights if "coefficients" in weight.path)
+    weight.assign([[0.2, -0.1, 0.5]])
+    data = noise(shape)
+    result = outputs(model, data)
+    linear = result["matrix"][:, :2, :2]
     np.testing.assert_allclose(
         np.swapaxes(linear, 1, 2) @ linear, np.stack([np.eye(2)] * 2), atol=1e-5
     )
+    # Resampled features match under R^-1 A R.
+    fixed, moving = (
+        interpolator(resize_image(standardise(data[name]), (10, 10)), data["fixed"])
+        for name in ("fixed", "moving")
+    )
+    between = ops.convert_to_numpy(matcher(fixed, moving, data["fixed"]))
+    resampling = ops.convert_to_numpy(
+        MatrixExpAffine(groups.Rigid(), scale=10)(np.float32([[0.2, -0.1, 0.5]]))
+    )
+    expected = resampling @ between @ np.linalg.inv(resampling)
+    assert np.abs(expected - between).max() > 0.05
+    np.testing.assert_allclose(result["stage_matrices"][:, 0], expected, atol=2e-3)
+    expected = warped_by(between, moving, shape, border=nearest_border)
+    np.testing.assert_allclose(result["features1"][..., 3:], expected, atol=5e-3 * expected.max())
 
 
 def test_comes_back_with_its_weights(tmp_path):
