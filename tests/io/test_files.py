@@ -178,6 +178,9 @@ def test_tiff_without_alpha_and_white_on_black(tmp_path):
     colours = noise((5, 7, 4))
     tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb", extrasamples=["unassalpha"])
     np.testing.assert_array_equal(read(tmp_path / "a.tif").array, colours[..., :3])
+    options = {"planarconfig": "separate", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "p.tif", colours.transpose(2, 0, 1), photometric="rgb", **options)
+    np.testing.assert_array_equal(read(tmp_path / "p.tif").array, colours[..., :3])
     tifffile.imwrite(tmp_path / "b.tif", colours[..., 0], photometric="miniswhite")
     np.testing.assert_array_equal(read(tmp_path / "b.tif").array, 255 - colours[..., 0])
 
