@@ -39,7 +39,7 @@ def read_image(path: str | Path) -> io.Image:
 
 
 def read_mask(path: str | Path, image: io.Image) -> io.Image:
-    """Return the mask of an image: 1 where it is not 0.
+    """Return the mask of an image: 1 where it is neither 0 nor NaN.
 
     Raises:
         FileError: if it cannot be read, is of another size, or 0 everywhere.
@@ -48,7 +48,8 @@ def read_mask(path: str | Path, image: io.Image) -> io.Image:
     if mask.shape != image.shape or mask.channels not in (None, 1):
         received = f"shape {tuple(mask.array.shape)}"
         raise refusal(path, f"a mask of the shape {image.shape} of its image", received)
-    weights = (np.asarray(mask.array) != 0).astype("float32").reshape(image.shape)
+    values = np.asarray(mask.array).reshape(image.shape)
+    weights = ((values != 0) & ~np.isnan(values)).astype("float32")
     if not weights.any():
         raise refusal(path, "a mask that leaves something to see", "0 everywhere")
     return io.Image(weights, mask.affine, mask.unit, str(path))

@@ -18,7 +18,12 @@ _VECTORS = 1007
 
 
 def read(path: Path) -> Image:
-    """Return an image in millimetres; channels come from the fourth axis or the fifth."""
+    """Return an image in millimetres; channels come from the fourth axis or the fifth.
+
+    Its frame is the one that ITK takes, so that transforms mean the same to ITK and ANTs: the
+    sform if its code is 1 and its axes are at right angles, or if there is no qform; else the
+    qform; and without either the steps alone, from 0 along the axes of LPS.
+    """
     import nibabel
 
     image: Any = nibabel.load(path)
@@ -49,9 +54,26 @@ def read(path: Path) -> Image:
     array = array.reshape(*spatial, *more, order="F" if not dtype.names else "C")
     if array.dtype.itemsize > 8:
         array = array.astype("float64")
-    affine = _TURN @ image.affine
+    affine = _frame(image.header)
     affine[:3] *= _UNITS.get(image.header.get_xyzt_units()[0], 1.0)
     return single_slice(array, affine, str(path))
+
+
+def _frame(header: Any) -> np.ndarray:
+    """Return the affine from voxels to the world, LPS, in the units of the file."""
+    sform, qform = header["sform_code"], header["qform_code"]
+    if sform > 0 and (qform <= 0 or (sform == 1 and not _sheared(header.get_sform()))):
+        return _TURN @ header.get_sform()
+    if qform > 0:
+        return _TURN @ header.get_qform()
+    steps = [abs(float(step)) or 1.0 for step in header["pixdim"][1:4]]
+    return np.diag([*steps, 1.0])
+
+
+def _sheared(affine: np.ndarray) -> bool:
+    """Whether the axes are not at right angles, as far as ITK minds."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return not abs(directions.T @ directions - np.eye(3)).max() < 1e-4
 
 
 def single_slice(array: np.ndarray, affine: np.ndarray, source: str) -> Image:
@@ -84,7 +106,10 @@ def write(path: Path, image: Image) -> None:
 
 
 def write_array(path: Path, array: np.ndarray, grid: Grid, vectors: bool) -> None:
-    """Write an array ``(*spatial)``, or ``(*spatial, components)`` as vectors."""
+    """Write an array ``(*spatial)``, or ``(*spatial, components)`` as vectors.
+
+    Shears, which a qform cannot hold, are in the sform alone.
+    """
     import nibabel
 
     dimensions = grid.dimensions
@@ -100,7 +125,7 @@ def write_array(path: Path, array: np.ndarray, grid: Grid, vectors: bool) -> Non
     whole[:dimensions, :dimensions] = affine[:-1, :-1]
     whole[:dimensions, 3] = affine[:-1, -1]
     image = nibabel.Nifti1Image(array, _TURN @ whole, dtype=array.dtype)
-    image.set_qform(_TURN @ whole, code=1)
+    image.set_qform(_TURN @ whole, code=0 if _sheared(whole) else 1)
     image.set_sform(_TURN @ whole, code=1)
     image.header.set_xyzt_units("mm" if grid.unit == "mm" else "unknown")
     if vectors:

@@ -41,8 +41,9 @@ def read(path: Path) -> Image:
         elif page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu":
             highest = True if array.dtype == "bool" else np.iinfo(array.dtype).max
             array = highest ^ np.asarray(array)
-        if axes.endswith("S") and any(int(one) in _ALPHA for one in page.extrasamples):
-            array = array[..., : array.shape[-1] - 1]
+        if "S" in axes and any(int(one) in _ALPHA for one in page.extrasamples):
+            samples = axes.index("S")  # first where the planes are apart
+            array = array[(slice(None),) * samples + (slice(0, array.shape[samples] - 1),)]
     return arranged(path, array, axes, spacing)
 
 

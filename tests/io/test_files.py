@@ -179,6 +179,9 @@ def test_tiff_without_alpha_and_white_on_black(tmp_path):
     colours = noise((5, 7, 4))
     tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb", extrasamples=["unassalpha"])
     np.testing.assert_array_equal(read(tmp_path / "a.tif").array, colours[..., :3])
+    options = {"planarconfig": "separate", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "p.tif", colours.transpose(2, 0, 1), photometric="rgb", **options)
+    np.testing.assert_array_equal(read(tmp_path / "p.tif").array, colours[..., :3])
     tifffile.imwrite(tmp_path / "b.tif", colours[..., 0], photometric="miniswhite")
     np.testing.assert_array_equal(read(tmp_path / "b.tif").array, 255 - colours[..., 0])
 
@@ -340,6 +343,34 @@ def test_itk_and_nibabel_agree_on_the_world(tmp_path):
         there = stored.TransformIndexToPhysicalPoint(voxel)
         np.testing.assert_allclose((ours.affine @ [*voxel, 1])[:3], there, atol=1e-5)
         assert stored[voxel] == ours.array[voxel]
+
+
+def test_nifti_forms_are_chosen_as_itk_does(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    c, s = np.cos(0.2), np.sin(0.2)
+    qform = np.array([[c, -2 * s, 0, 1], [s, 2 * c, 0, 2], [0, 0, 3, 3], [0, 0, 0, 1]])
+    turned = np.array([[1, 0, 0, 40], [0, 2 * c, -3 * s, 50], [0, 2 * s, 3 * c, 60], [0, 0, 0, 1]])
+    sheared = qform @ np.array([[1, 0.3, 0, 9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    cases = [(q, s, turned) for q in range(5) for s in range(5)] + [(1, 1, sheared)]
+    for q_code, s_code, sform in cases:
+        stored = nibabel.Nifti1Image(noise((4, 5, 6)), None)
+        stored.header["pixdim"][1:4] = 1, 2, 3
+        stored.set_sform(sform, s_code, update_affine=False)
+        stored.set_qform(qform, q_code, update_affine=False)
+        nibabel.save(stored, tmp_path / "a.nii")
+        with (tmp_path / "a.nii").open("r+b") as file:  # nibabel.save may set codes of its own
+            file.seek(252)
+            file.write(struct.pack("<2h", q_code, s_code))
+        expected = sitk.ReadImage(str(tmp_path / "a.nii"))
+        found = read(tmp_path / "a.nii")
+        names = f"qform {q_code}, sform {s_code}"
+        np.testing.assert_allclose(
+            found.affine[:3, 3], expected.GetOrigin(), atol=1e-4, err_msg=names
+        )
+        np.testing.assert_allclose(
+            found.grid.directions.ravel(), expected.GetDirection(), atol=1e-4, err_msg=names
+        )
+        np.testing.assert_allclose(found.spacing, expected.GetSpacing(), rtol=1e-5)
 
 
 @pytest.fixture
