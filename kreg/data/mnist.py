@@ -137,7 +137,7 @@ def _download(cached: Path, places: list[Path]) -> Digits:
             "Put mnist.npz there, name it by `load_mnist(path)`, name a folder that holds "
             "mnist/mnist.npz in the environment variable KREG_DATA, or use "
             f"`load_handwritten_digits()`. Received: {error}"
-        ) from error
+        ) from None  # the message has it; three tracebacks would hide it
     source = f"{cached}, downloaded by keras.datasets.mnist"
     return _digits(x_train, y_train, x_test, y_test, source=source)
 
