@@ -110,13 +110,14 @@ def resampled(array: Any, points: np.ndarray, dimensions: int, sampler: Sampler)
 
 
 def linear(part: np.ndarray, points: np.ndarray, outside: float = 0.0) -> np.ndarray:
-    """Return values between voxels, linear, float32."""
+    """Return values between voxels, linear: float32, or float64 of integers above 16 bits."""
     import scipy.ndimage
 
     coordinates = np.moveaxis(points, -1, 0)
+    dtype = "float64" if part.dtype.kind in "iu" and part.dtype.itemsize > 2 else "float32"
     layers = [
         scipy.ndimage.map_coordinates(
-            layer, coordinates, "float32", order=1, mode="grid-constant", cval=outside
+            layer, coordinates, dtype, order=1, mode="grid-constant", cval=outside
         )
         for layer in np.moveaxis(part, -1, 0)
     ]
