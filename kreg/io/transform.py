@@ -153,8 +153,10 @@ class Transform:
     def inverse(self) -> "Transform":
         """Return the transform from the moving image to the fixed one.
 
-        A displacement is inverted voxel by voxel of the moving grid, by fixed-point iteration:
-        where it folds there is no inverse.
+        A displacement is inverted voxel by voxel of the moving grid.
+
+        Raises:
+            ValueError: if some voxel finds no inverse, as where the displacement folds.
         """
         field = None
         if self.field is not None:
@@ -162,6 +164,12 @@ class Transform:
             field = np.empty((*self.moving.shape, self.moving.dimensions), "float32")
             for rows, voxels in pieces(self.moving.shape):
                 field[rows] = carried(self.mapping.matrix, self.mapping.inverse(voxels)) - voxels
+            lost = int(np.isnan(field).any(-1).sum())
+            if lost:
+                raise ValueError(
+                    "Expected a displacement that can be inverted. Received: one without an "
+                    f"inverse at {lost} of {field[..., 0].size} voxels, as where it folds."
+                )
         return Transform(np.linalg.inv(self.matrix), self.moving, self.fixed, field)
 
 
