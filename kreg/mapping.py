@@ -54,7 +54,8 @@ class Mapping:
         ends = carried(np.linalg.inv(self.matrix), points)
         if self.field is None:
             return ends
-        points = ends = np.asarray(ends, "float64")
+        ends = np.asarray(ends, "float64")
+        points = ends
         for _ in range(_INVERSIONS):
             before, points = points, ends - _at(self.field, points)
             if points.size == 0 or np.nanmax(np.abs(points - before)) < _ARRIVED:
@@ -71,10 +72,10 @@ def _newton(field: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Return x with x + u(x) = ends, ``(points, D)``: NaN where none is found."""
     from scipy.spatial import cKDTree
 
-    voxels = np.moveaxis(np.indices(field.shape[:-1], dtype="float64"), 0, -1)
+    voxels: np.ndarray = np.moveaxis(np.indices(field.shape[:-1], dtype="float64"), 0, -1)
     voxels = voxels.reshape(-1, ends.shape[-1])
     closest = cKDTree(voxels + field.reshape(voxels.shape)).query(ends)[1]
-    points = voxels[closest]
+    points: np.ndarray = voxels[closest]
     rest = points + _at(field, points) - ends
     for _ in range(_INVERSIONS):
         columns = [
