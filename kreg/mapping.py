@@ -11,6 +11,9 @@ import numpy as np
 CHUNK = 2**20
 #: Steps of the inverse of a displacement, at most, and when it has arrived, voxels.
 _INVERSIONS, _ARRIVED = 50, 1e-6
+#: How far beside its end a point may come to lie, voxels; of Newton's, the step of its
+#: derivatives, voxels, and how often a step is halved.
+_MISSED, _STEP, _HALVINGS = 1e-3, 1e-3, 8
 
 
 def carried(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -45,17 +48,56 @@ class Mapping:
     def inverse(self, points: np.ndarray) -> np.ndarray:
         """Return what comes to points ``(..., D)``.
 
-        Through a displacement by fixed-point iteration: where it folds there is no inverse.
+        Through a displacement by fixed-point iteration, and where that does not arrive by
+        Newton's steps from the voxel that comes closest. NaN where neither arrives.
         """
         ends = carried(np.linalg.inv(self.matrix), points)
         if self.field is None:
             return ends
+        ends = np.asarray(ends, "float64")
         points = ends
         for _ in range(_INVERSIONS):
             before, points = points, ends - _at(self.field, points)
             if points.size == 0 or np.nanmax(np.abs(points - before)) < _ARRIVED:
                 break
+        missed = np.linalg.norm(self.displaced(points) - ends, axis=-1)
+        late = np.isfinite(ends).all(-1) & ~(missed < _MISSED)
+        if late.any():
+            points = points.copy()
+            points[late] = _newton(self.field, ends[late])
         return points
+
+
+def _newton(field: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return x with x + u(x) = ends, ``(points, D)``: NaN where none is found."""
+    from scipy.spatial import cKDTree
+
+    voxels: np.ndarray = np.moveaxis(np.indices(field.shape[:-1], dtype="float64"), 0, -1)
+    voxels = voxels.reshape(-1, ends.shape[-1])
+    closest = cKDTree(voxels + field.reshape(voxels.shape)).query(ends)[1]
+    points: np.ndarray = voxels[closest]
+    rest = points + _at(field, points) - ends
+    for _ in range(_INVERSIONS):
+        columns = [
+            axis
+            + (_at(field, points + _STEP * axis) - _at(field, points - _STEP * axis)) / 2 / _STEP
+            for axis in np.eye(ends.shape[-1])
+        ]
+        step = (np.linalg.pinv(np.stack(columns, -1)) @ rest[..., None])[..., 0]
+        for _ in range(_HALVINGS):  # until the point comes closer
+            tried = points - step
+            left = tried + _at(field, tried) - ends
+            better = np.linalg.norm(left, axis=-1) < np.linalg.norm(rest, axis=-1)
+            points, rest = (
+                np.where(better[:, None], new, old) for new, old in ((tried, points), (left, rest))
+            )
+            step = np.where(better[:, None], 0, step / 2)
+            if better.all():
+                break
+        if np.linalg.norm(rest, axis=-1).max() < _ARRIVED:
+            break
+    points[np.linalg.norm(rest, axis=-1) > _MISSED] = np.nan
+    return points
 
 
 def _at(values: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -110,13 +152,14 @@ def resampled(array: Any, points: np.ndarray, dimensions: int, sampler: Sampler)
 
 
 def linear(part: np.ndarray, points: np.ndarray, outside: float = 0.0) -> np.ndarray:
-    """Return values between voxels, linear, float32."""
+    """Return values between voxels, linear: float32, or float64 of integers above 16 bits."""
     import scipy.ndimage
 
     coordinates = np.moveaxis(points, -1, 0)
+    dtype = "float64" if part.dtype.kind in "iu" and part.dtype.itemsize > 2 else "float32"
     layers = [
         scipy.ndimage.map_coordinates(
-            layer, coordinates, "float32", order=1, mode="grid-constant", cval=outside
+            layer, coordinates, dtype, order=1, mode="grid-constant", cval=outside
         )
         for layer in np.moveaxis(part, -1, 0)
     ]

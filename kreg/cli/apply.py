@@ -25,6 +25,9 @@ from kreg import io
 from kreg.cli.outcome import Outcome, UsageError
 from kreg.cli.points import check_output, read_points, write_points
 
+#: Formats that change values.
+_LOSSY = (".jpg", ".jpeg")
+
 
 def define(values: flags.FlagValues) -> None:
     """Define the options."""
@@ -53,6 +56,11 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
         raise UsageError(
             f"Expected points (.csv) to become points, images images. Received: {source.name} and "
             f"--output {output.name}."
+        )
+    if values.labels and output.suffix.lower() in _LOSSY:
+        raise UsageError(
+            "Expected a format that keeps labels, such as .png, .tif or .nii.gz. Received: "
+            f"--labels --output {output.name}."
         )
     check_output(output, values.overwrite)
     transform = transform_of(given)

@@ -4,7 +4,8 @@ usage: kreg evaluate [--transform T] [--fixed A --moving B] [--fixed_labels A --
                      [--fixed_points A.csv --moving_points B.csv]
 
 T is the folder of a registration or its transform.npz: the moving side is carried by it. Without
-one, both sides are compared as they lie; the images and maps then have to be of one size.
+one, both sides are compared as they lie; the images and maps then have to be of one size and, in
+millimetres, of one frame.
 
   images     NCC and SSIM, 1 is best
   labels     Dice, 1 is best, and HD95, the distance of the surfaces, 0 is best, of each label
@@ -25,6 +26,7 @@ from absl import flags
 
 from kreg import io
 from kreg.cli.apply import transform_of
+from kreg.cli.images import check_frame
 from kreg.cli.outcome import Outcome, UsageError
 from kreg.cli.points import read_points, read_table
 from kreg.cli.terminal import start_keras
@@ -105,6 +107,8 @@ def _laid_over(fixed: Path, moving: Path, transform, labels: bool) -> list[io.Im
         expected = f"the size {sizes[0][0]} and {sizes[0][1]} channels of the fixed image"
         received = f"{sizes[1][0]} and {sizes[1][1]} channels"
         raise refusal(moving, expected, received, "carry it by --transform")
+    if transform is None:
+        check_frame(pair[1], pair[0])
     return pair
 
 

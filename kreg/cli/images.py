@@ -42,17 +42,29 @@ def read_mask(path: str | Path, image: io.Image) -> io.Image:
     """Return the mask of an image: 1 where it is neither 0 nor NaN.
 
     Raises:
-        FileError: if it cannot be read, is of another size, or 0 everywhere.
+        FileError: if it cannot be read, is of another size or frame, or 0 everywhere.
     """
     mask = io.read(path)
     if mask.shape != image.shape or mask.channels not in (None, 1):
         received = f"shape {tuple(mask.array.shape)}"
         raise refusal(path, f"a mask of the shape {image.shape} of its image", received)
+    check_frame(mask, image)
     values = np.asarray(mask.array).reshape(image.shape)
     weights = ((values != 0) & ~np.isnan(values)).astype("float32")
     if not weights.any():
         raise refusal(path, "a mask that leaves something to see", "0 everywhere")
     return io.Image(weights, mask.affine, mask.unit, str(path))
+
+
+def check_frame(image: io.Image, other: io.Image) -> None:
+    """Raise `FileError` if both are in millimetres, and an image's voxels lie elsewhere."""
+    if not image.grid.agrees_with(other.grid):
+        frames = [
+            f"{one.grid.orientation} from {np.round(one.affine[:-1, -1], 3).tolist()}"
+            for one in (image, other)
+        ]
+        expected = f"the frame of '{other.source}', {frames[1]},"
+        raise refusal(image.source, expected, frames[0], "resample it onto that grid")
 
 
 def suffix_for(image: io.Image, path: str | Path) -> str:

@@ -59,11 +59,12 @@ def register(
         start: `kreg.pairwise.MultiStart`; a matrix from world points of the fixed image to world
             points of the moving one; or None for the identity. Without a common unit that lays
             one middle over the other. A displacement alone starts from it, too.
-        fixed_mask, moving_mask: an `Image` or array of weights of the sizes of its image.
+        fixed_mask, moving_mask: an `Image` or array of weights of the sizes of its image; an
+            `Image` lies on its image's grid.
         **options: of `kreg.register`, but for the spacings, which the images tell.
 
     Raises:
-        ValueError: as `kreg.register`.
+        ValueError: as `kreg.register`; or if a mask has another frame than its image.
 
     Example:
         >>> import numpy as np
@@ -86,6 +87,13 @@ def register(
             "Expected two images, both 2-D or both 3-D. Received: "
             f"{fixed.dimensions}-D and {moving.dimensions}-D."
         )
+    for mask, image, name in ((fixed_mask, fixed, "fixed"), (moving_mask, moving, "moving")):
+        same = isinstance(mask, Image) and mask.shape == image.shape
+        if same and not mask.grid.agrees_with(image.grid):
+            raise ValueError(
+                f"Expected {name}_mask to lie on the grid of the {name} image. Received: affines "
+                f"{mask.affine.tolist()} and {image.affine.tolist()}."
+            )
     shared = fixed.unit == moving.unit
     dimensions = fixed.dimensions
     order, flips = list(range(dimensions)), [False] * dimensions

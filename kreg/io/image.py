@@ -77,6 +77,18 @@ class Grid:
         """The world direction of each axis of the array, a unit column each, ``(D, D)``."""
         return self.affine[:-1, :-1] / self.spacing
 
+    def agrees_with(self, other: "Grid") -> bool:
+        """Whether voxels of the same indices lie in the same places, as far as both units tell.
+
+        A tenth of a voxel is borne, which rounded headers differ by.
+        """
+        if (self.unit, other.unit) != ("mm", "mm"):
+            return True
+        corners = np.array(list(itertools.product(*([0, size - 1] for size in self.shape))))
+        apart = corners @ (self.affine - other.affine)[:-1, :-1].T
+        apart += (self.affine - other.affine)[:-1, -1]
+        return bool(abs(apart).max() <= 0.1 * min(self.spacing))
+
     @property
     def orientation(self) -> str:
         """Where each axis of the array points to, such as "LPS" or "xy" in pixels."""

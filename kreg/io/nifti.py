@@ -43,6 +43,10 @@ def read(path: Path) -> Image:
         raise refusal(
             path, "an image or volume, with channels or without", f"shape {shape}", "save one"
         )
+    time = image.header.get_xyzt_units()[1]
+    if len(shape) > 3 and shape[3] > 1 and time in ("sec", "msec", "usec"):
+        received = f"{shape[3]} volumes in time, in {time}"
+        raise refusal(path, "one volume, no time series", received, "save one of them")
     spatial = (*shape, 1, 1)[:3] if len(shape) < 3 else shape[:3]
     if (proxy.slope, proxy.inter) == (1.0, 0.0):
         array = np.asanyarray(proxy)  # memory-mapped where the file is not compressed

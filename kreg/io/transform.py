@@ -119,7 +119,7 @@ class Transform:
 
         Raises:
             ValueError: if the image or the grid has another number of dimensions, or another unit
-                than the transform.
+                than the transform; or if the dtype cannot hold `outside`.
         """
         grid = self.fixed if grid is None else grid
         for given, own, name in ((image, self.moving, "image"), (grid, self.fixed, "grid")):
@@ -132,6 +132,10 @@ class Transform:
         dtype = np.dtype(image.array.dtype)
         if not labels and dtype.kind == "f":
             dtype = np.dtype("float32")
+        if dtype.kind in "biu" and not _holds(dtype, outside):
+            raise ValueError(
+                f"Expected a value of outside that {dtype} can hold. Received: {outside:g}."
+            )
         # The affine of the image itself, which may have other voxels than the moving one.
         last = np.linalg.inv(image.affine) @ self.moving.affine @ self.mapping.matrix
         mapping = Mapping(last / last[-1, -1], self.field)
@@ -149,8 +153,10 @@ class Transform:
     def inverse(self) -> "Transform":
         """Return the transform from the moving image to the fixed one.
 
-        A displacement is inverted voxel by voxel of the moving grid, by fixed-point iteration:
-        where it folds there is no inverse.
+        A displacement is inverted voxel by voxel of the moving grid.
+
+        Raises:
+            ValueError: if some voxel finds no inverse, as where the displacement folds.
         """
         field = None
         if self.field is not None:
@@ -158,6 +164,12 @@ class Transform:
             field = np.empty((*self.moving.shape, self.moving.dimensions), "float32")
             for rows, voxels in pieces(self.moving.shape):
                 field[rows] = carried(self.mapping.matrix, self.mapping.inverse(voxels)) - voxels
+            lost = int(np.isnan(field).any(-1).sum())
+            if lost:
+                raise ValueError(
+                    "Expected a displacement that can be inverted. Received: one without an "
+                    f"inverse at {lost} of {field[..., 0].size} voxels, as where it folds."
+                )
         return Transform(np.linalg.inv(self.matrix), self.moving, self.fixed, field)
 
 
@@ -167,9 +179,16 @@ def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "b":
         return values >= 0.5
     limits = np.iinfo(dtype)
-    # In float64, where the limits of 32 bits are exact; those of 64 are clipped to what is.
-    values = np.clip(np.rint(values.astype("float64")), float(limits.min), float(limits.max))
-    return values.astype(dtype)
+    # In float64, where the limits of 32 bits are exact; the highest of 64 rounds up, beyond it.
+    highest = float(limits.max)
+    highest = highest if int(highest) <= limits.max else float(np.nextafter(highest, 0))
+    return np.clip(np.rint(values.astype("float64")), limits.min, highest).astype(dtype)
+
+
+def _holds(dtype: np.dtype, value: float) -> bool:
+    """Whether booleans or integers have the value."""
+    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return bool(np.isfinite(value)) and value == int(value) and limits[0] <= value <= limits[1]
 
 
 def _centred(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Grid:

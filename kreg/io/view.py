@@ -1,5 +1,6 @@
 """An array that is read piece by piece, its axes in another order."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ class View:
         self.shape = tuple(int(base.shape[axis]) for axis in self._order)
         self.dtype = np.dtype(base.dtype)
         self.ndim = len(self.shape)
+        self.size = math.prod(self.shape)
 
     def __getitem__(self, index) -> np.ndarray:
         """Return a part, by slices without steps or by integers."""

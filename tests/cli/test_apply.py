@@ -61,3 +61,32 @@ def test_replaces_only_when_asked(kreg, folder, transform):
         code, _, said = kreg("apply", "out", "moving.png", "--output", "o.png", flag)
         assert code == expected
         assert ("--overwrite replaces it" in said) == bool(expected)
+
+
+@pytest.mark.parametrize("outside", ["300", "-1", "nan", "0.5"])
+def test_refuses_a_value_that_the_image_cannot_hold(kreg, folder, transform, outside):
+    for labels in ("--labels", "--nolabels"):
+        arguments = ("fixed.png", labels, f"--outside={outside}", "--output=o.png")
+        code, _, said = kreg("apply", "out", *arguments)
+        assert (code, said.count("\n")) == (1, 1)
+        assert f"uint8 can hold. Received: {outside}" in said
+        assert not (folder / "o.png").exists()
+
+
+def test_labels_are_not_damaged_by_jpeg(kreg, folder, transform):
+    code, _, said = kreg("apply", "out", "fixed.png", "--labels", "--output=o.jpg")
+    assert code != 0
+    assert "keeps labels" in said
+    assert not (folder / "o.jpg").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_large_integers_keep_their_values(kreg, folder, transform, dtype):
+    highest = min(np.iinfo(dtype).max, 2**53 - 1)
+    write(folder / "a.npy", np.full(SHAPE, highest, dtype))
+    assert kreg("apply", "out", "a.npy", "--output", "o.npy")[0] == 0
+    found = read(folder / "o.npy").array
+    assert found[10, 10] == highest
+    write(folder / "b.npy", np.full(SHAPE, np.iinfo(dtype).max, dtype))
+    assert kreg("apply", "out", "b.npy", "--output", "p.npy")[0] == 0
+    assert int(read(folder / "p.npy").array[10, 10]) >= np.iinfo(dtype).max - 2048

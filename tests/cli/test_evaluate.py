@@ -60,3 +60,16 @@ def test_images_by_correlation_and_structure(kreg, folder):
     assert found["NCC"] == pytest.approx(np.corrcoef(fixed.ravel(), moving.ravel())[0, 1], abs=1e-4)
     expected = structural_similarity(fixed, moving, data_range=np.ptp(fixed))
     assert found["SSIM"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_maps_of_unequal_frames_are_not_compared_as_they_lie(kreg, folder):
+    labels = np.zeros((6, 7, 8), "uint8")
+    labels[1:3, 2:5, 2:5] = 1
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    flipped = affine @ np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = 5
+    write(folder / "a.nii", Image(labels, affine, "mm"))
+    write(folder / "b.nii", Image(labels[::-1], flipped, "mm"))  # the same anatomy
+    code, _, said = kreg("evaluate", "--fixed_labels=a.nii", "--moving_labels=b.nii")
+    assert (code, said.count("\n")) == (1, 1)
+    assert all(part in said for part in ("a.nii", "b.nii", "RPS"))

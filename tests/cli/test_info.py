@@ -1,7 +1,9 @@
 import json
 
 import numpy as np
+import pytest
 
+from kreg.cli.images import read_image
 from kreg.io import Image, Transform, read, save_transform, write
 from tests.cli.conftest import SHAPE
 
@@ -30,3 +32,18 @@ def test_says_what_a_transform_is(kreg, folder):
     assert (found["kind"], found["fixed_sizes"]) == ("transform", list(SHAPE))
     assert found["displacement"]["largest"] == 5
     assert "after a displacement" in kreg("info", "t.npz")[1]
+
+
+def test_ome_zarr_is_looked_at(kreg, folder):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(folder / "a.zarr", mode="w")
+    values = np.arange(2 * 24 * 28, dtype="uint16").reshape(1, 1, 2, 24, 28)
+    group["0"] = values
+    datasets = [{"path": "0"}]
+    axes = [{"name": name} for name in "tczyx"]
+    group.attrs["multiscales"] = [{"axes": axes, "datasets": datasets}]
+    code, printed, said = kreg("info", "a.zarr", "--json")
+    assert (code, said) == (0, "")
+    found = json.loads(printed)
+    assert (found["sizes"], found["highest"]) == ([2, 24, 28], values.max())
+    assert read_image(folder / "a.zarr").shape == (2, 24, 28)

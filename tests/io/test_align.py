@@ -166,6 +166,15 @@ def test_masks_turn_with_their_image(passed_on):
         np.testing.assert_allclose(given["moving_spacing"], fixed.spacing)
 
 
+def test_refuses_masks_of_another_frame():
+    affine = affine_of((1.0, 2.0, 3.0), (5, 6, 7))
+    image = Image(np.random.default_rng(0).random((8, 9, 10)), affine, "mm")
+    mask = Image(np.ones(image.shape), affine @ np.diag([-1.0, 1, 1, 1]), "mm")
+    for name in ("fixed", "moving"):
+        with pytest.raises(ValueError, match=f"{name}_mask to lie on the grid"):
+            register(image, image, **{f"{name}_mask": mask})
+
+
 def test_refuses_images_of_unequal_dimensions():
     with pytest.raises(ValueError, match="both 2-D or both 3-D"):
         register(Image(np.ones((8, 9))), Image(np.ones((8, 9, 10))))

@@ -265,6 +265,14 @@ def test_nifti_states_other_units(tmp_path):
     np.testing.assert_allclose(read(tmp_path / "a.nii.gz").affine, expected, atol=1e-8)
 
 
+def test_nifti_in_time_is_refused(tmp_path):
+    for time in ("sec", "msec", "usec"):
+        stored = nibabel.Nifti1Image(noise((4, 5, 6, 3)), RAS)
+        stored.header.set_xyzt_units("mm", time)
+        nibabel.save(stored, tmp_path / "a.nii")
+        one_line(tmp_path / "a.nii", f"3 volumes in time, in {time}", "save one")
+
+
 def test_nifti_has_channels(tmp_path):
     values = noise((4, 5, 6, 3), "float32")
     nibabel.save(nibabel.Nifti1Image(values, RAS), tmp_path / "a.nii.gz")

@@ -387,3 +387,26 @@ def test_takes_over_what_was_registered(which):
     )
     warped = placed.apply(Image(moving, affine, "mm")).array
     np.testing.assert_allclose(warped, registration.warped[..., 0], atol=2e-3)
+
+
+def test_steep_displacements_are_inverted():
+    rows, columns = np.indices((60, 40)).astype("float64")
+    # d u / d x rises to 2.5: smooth, without a fold, for 1 + d u / d x > 0.
+    field = np.stack([12.5 * np.tanh((rows - 30) / 5), 0.2 * np.sin(columns / 5)], -1)
+    mapping = mapping_module.Mapping(np.eye(3), field)
+    points = np.random.default_rng(0).uniform((3, 3), (56, 36), (500, 2))
+    np.testing.assert_allclose(mapping.inverse(mapping(points)), points, atol=2e-3)
+
+
+def test_what_has_no_inverse_is_told(monkeypatch):
+    field = np.zeros((20, 20, 2), "float32")
+    field[10:, :, 0] = 6  # u jumps within a voxel
+    torn = mapping_module.Mapping(np.eye(3), field)
+    points = np.array([[4.0, 4.0], [12.0, 5.0], [np.nan, 1.0]])
+    found = torn.inverse(points)
+    np.testing.assert_allclose(torn(found[:2]), points[:2], atol=2e-3)
+    assert np.isnan(found[2]).any()
+    monkeypatch.setattr(mapping_module, "_newton", lambda field, ends: np.full_like(ends, np.nan))
+    pictures = Grid((20, 20))
+    with pytest.raises(ValueError, match=r"without an inverse at \d+ of 400 voxels"):
+        Transform(np.eye(3), pictures, pictures, field).inverse()
