@@ -8,7 +8,7 @@ import numpy as np
 from kreg.report import pictures
 from kreg.report.numbers import extent, volume_of_linear_part
 from kreg.report.planes import pixel_size
-from kreg.report.views import Layer, Scene, View, lattice_scale, saliency
+from kreg.report.views import Layer, Scene, View, agreements, lattice_scale
 
 
 class Painted:
@@ -21,7 +21,7 @@ class Painted:
 
     def __init__(self, scene: Scene, views: list[View]):
         self.scene, self.views = scene, views
-        self._saliency = saliency(views)
+        self._agreements = agreements(views)
         fixed = pictures.contrast([_inside(view.fixed) for view in views])
         moving = pictures.contrast([_inside(view.after) for view in views])
         self._unit = [
@@ -56,14 +56,16 @@ class Painted:
         return pictures.lattice(layer, view.lattice, scale, view.after.inside)
 
     def saliency(self, number: int) -> np.ndarray:
-        """Return joint saliency in colours."""
-        colours = pictures.coloured(self._saliency[number], pictures.CAUTION)
-        return pictures.where(self.views[number].after.inside, colours)
+        """Return joint saliency in colours, light grey where neither image shows an edge."""
+        found = self._agreements[number]
+        colours = pictures.coloured(found.saliency, pictures.CAUTION)
+        shown = pictures.mixed(colours, pictures.NOTHING, found.structure)
+        return pictures.where(self.views[number].after.inside, shown)
 
     def tinted(self, number: int) -> np.ndarray:
-        """Return the fixed image, orange where joint saliency is low."""
-        doubt = np.where(self.views[number].after.inside, 1 - self._saliency[number], 0)
-        return pictures.tinted(self.layer("fixed", number), doubt)
+        """Return the fixed image in grey, orange where its edges and the moving one's differ."""
+        doubt = np.where(self.views[number].after.inside, self._agreements[number].doubt, 0)
+        return pictures.tinted(self.layer("fixed", number).mean(-1, keepdims=True), doubt)
 
     def masked(self, name: str, layer: str, number: int) -> np.ndarray:
         """Return a layer, dimmed beyond its mask."""
@@ -173,13 +175,13 @@ def _volume(painted: Painted) -> Kind:
 def confidence(painted: Painted) -> list[Kind]:
     """Return what shows where to look twice."""
     caption = (
-        "Joint saliency: do both images show the same edges around a point? Pale: they do, or "
-        "neither shows any, so nothing speaks against the fit here. Dark: one shows what the "
-        "other lacks, be it a lesion, another contrast, or a place where they do not fit. Look "
-        "there before you rely on it."
+        "Do both images show the same edges around a point? Cream: they do. Dark: one shows what "
+        "the other lacks, be it a lesion, another contrast, or a place where they do not fit; look "
+        "there before you rely on it. Light grey: neither shows more than noise, or texture as fine "
+        "as that, so that nothing speaks for the fit or against it."
     )
     bar = Bar(pictures.CAUTION, ["0, edges differ", "1, edges agree"])
-    over = "The same over the fixed image: the more orange, the less the edges agree."
+    over = "The same over the fixed image, in grey: the more orange, the more the edges differ."
     return [
         Kind("Joint saliency", caption, painted.saliency, bar),
         Kind("Joint saliency, laid over", over, painted.tinted),

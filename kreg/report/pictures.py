@@ -10,6 +10,8 @@ import numpy as np
 OUTSIDE = 128
 _LINES = np.array([194, 65, 12])
 _FOLD = np.array([220, 38, 38])
+#: Where neither image has an edge.
+NOTHING = np.array([214, 217, 220])
 _TINT = np.array([255, 112, 0])
 
 #: Colours at equal distances, to be interpolated.
@@ -53,10 +55,15 @@ def where(inside: np.ndarray, picture: np.ndarray) -> np.ndarray:
     return np.where(inside[..., None], picture, OUTSIDE).astype("uint8")
 
 
+def mixed(picture: np.ndarray, colour: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return a share, in [0, 1], of a picture, and the rest of a colour."""
+    share = share[..., None]
+    return np.rint(share * picture + (1 - share) * colour).astype("uint8")
+
+
 def tinted(picture: np.ndarray, doubt: np.ndarray) -> np.ndarray:
     """Return a picture, more orange where doubt, in [0, 1], is larger."""
-    share = 0.8 * doubt[..., None]
-    return np.rint((1 - share) * picture + share * _TINT).astype("uint8")
+    return mixed(picture, _TINT, 1 - 0.8 * doubt)
 
 
 def coloured(unit: np.ndarray, colours: Sequence[str]) -> np.ndarray:

@@ -3,18 +3,22 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from kreg.io.align import Alignment
 from kreg.mapping import carried, linear, resampled
-from kreg.ops.saliency import LocallyNormalised
+from kreg.ops.filters import gaussian_filter
+from kreg.ops.saliency import LocallyNormalised, structure_tensor
 from kreg.report.planes import Plane, pixel_size, planes
 
 #: Joint saliency is computed on no more pixels than that.
 _SALIENCY_PIXELS = 2**18
+#: The width of the Gaussian over which slopes are averaged, pixels, and the shares of their squares
+#: that outlast a blur: up to the first they are noise, from the second on edges.
+_AROUND, _NOISE = 3.0, (0.15, 0.3)
 #: Rows of blocks that are averaged at once hold about so many values.
 _CHUNK = 2**24
 #: Where both files say where they lie, and this share of the fixed image meets the moving one, that
@@ -217,19 +221,65 @@ def _before(alignment: Alignment) -> tuple[np.ndarray, str]:
     return matrix / matrix[-1, -1], "with its middle on that of the fixed image"
 
 
-def saliency(views: list[View]) -> list[np.ndarray]:
-    """Return where both images have the same edges, ``(rows, columns)`` in [0, 1] for each view."""
-    found: list[np.ndarray] = []
+class Agreement(NamedTuple):
+    """Whether two images show the same edges, ``(rows, columns)`` each.
+
+    Args:
+        saliency: joint saliency, 1 where edges agree, 0 where they differ.
+        structure: 0 where neither image shows more than noise, 1 where one shows edges.
+    """
+
+    saliency: np.ndarray
+    structure: np.ndarray
+
+    @property
+    def doubt(self) -> np.ndarray:
+        """How much speaks against the fit: where there is noise alone, nothing does."""
+        return (1 - self.saliency) * self.structure
+
+
+def agreements(views: list[View]) -> list[Agreement]:
+    """Return for each view where the fixed image and the moving one, after, have the same edges."""
+    found: list[Agreement] = []
     for (rows, columns), group in itertools.groupby(views, key=lambda view: view.plane.shape):
         layers = [(view.fixed.grey, view.after.grey) for view in group]
         every = int(np.ceil(np.sqrt(rows * columns / _SALIENCY_PIXELS)))
         # Some pixels around: slopes want two along each axis.
         around = ((0, 0), (2, 2), (2, 2))
-        images = (
+        images = [
             np.pad(np.stack(one)[:, ::every, ::every], around, mode="edge")[..., None]
             for one in zip(*layers, strict=True)
+        ]
+        fixed, after = (image.astype("float32") for image in images)
+        maps = LocallyNormalised()(fixed, after), np.maximum(structure(fixed), structure(after))
+        whole = (
+            ops.convert_to_numpy(one)[:, 2:-2, 2:-2, 0].repeat(every, 1).repeat(every, 2)
+            for one in maps
         )
-        edges = LocallyNormalised()(*(image.astype("float32") for image in images))
-        maps = ops.convert_to_numpy(edges)[:, 2:-2, 2:-2, 0]
-        found += list(maps.repeat(every, 1).repeat(every, 2)[:, :rows, :columns])
+        found += [
+            Agreement(*(one[:rows, :columns] for one in pair)) for pair in zip(*whole, strict=True)
+        ]
     return found
+
+
+def structure(images: np.ndarray) -> np.ndarray:
+    """Return where images show more than noise, from 0 to 1, ``(batch, *spatial, 1)``.
+
+    Where a blur grows from 1 to 2 pixels, white noise keeps 1/16 of its squared slopes, a step
+    from dark to bright half of them: how strong the noise is need not be known.
+
+    Args:
+        images: ``(batch, *spatial, 1)``, float32.
+    """
+    images = images - images.mean()  # slopes of large numbers are rounding
+    fine, coarse = (
+        np.trace(
+            ops.convert_to_numpy(structure_tensor(gaussian_filter(images, blur), _AROUND)),
+            axis1=-2,
+            axis2=-1,
+        )
+        for blur in (1.0, 2.0)
+    )
+    kept = coarse / (fine + 1e-6 * np.ptp(images) ** 2 + 1e-30)
+    low, high = _NOISE
+    return np.clip((kept - low) / (high - low), 0, 1)[..., None]

@@ -5,7 +5,7 @@ from scipy import ndimage
 from kreg.io import Grid, Image
 from kreg.ops import jacobian_determinant
 from kreg.report.planes import planes
-from kreg.report.views import Averaged, Scene, saliency
+from kreg.report.views import Averaged, Scene, agreements, structure
 from tests.report.alignments import aligned, bent, pair, patient, scene
 
 
@@ -132,10 +132,33 @@ def test_lattice_shows_where_each_point_was():
     np.testing.assert_allclose(view.lattice[..., 1], columns + 0.5 + 5 * times, atol=1e-6)
 
 
-def test_saliency_is_low_where_one_image_has_what_the_other_lacks():
+def test_doubt_is_where_one_image_has_what_the_other_lacks():
     values = scene((64, 64))
     with_spot = values.copy()
     with_spot[20:30, 20:30] = 255
-    (found,) = saliency(Scene(aligned(Image(values), Image(with_spot))).views())
-    assert found[18:32, 18:32].mean() < 0.5
-    assert found[45:, 45:].mean() > 0.9
+    (found,) = agreements(Scene(aligned(Image(values), Image(with_spot))).views())
+    assert found.saliency[18:32, 18:32].mean() < 0.5
+    assert found.doubt[18:32, 18:32].mean() > 0.5
+    assert found.saliency[45:, 45:].mean() > 0.9
+
+
+@pytest.mark.parametrize("noise", [0, 2, 20])
+def test_noise_is_no_reason_for_doubt(noise):
+    generator = np.random.default_rng(0)
+    rows, columns = np.indices((120, 140))
+    values = 100.0 * (np.hypot(rows - 40, columns - 40) < 20)
+    lesion = values.copy()
+    lesion[80:100, 90:110] += 100
+    images = [Image(x + noise * generator.normal(size=x.shape)) for x in (values, lesion)]
+    turned = np.array([[1, 0.02, 0.4], [-0.02, 1, 0.3], [0, 0, 1]])  # linear between its voxels
+    (found,) = agreements(Scene(aligned(*images, turned)).views())
+    edge = np.s_[78:84, 92:106]
+    assert found.doubt[edge].mean() > 0.3
+    assert found.structure[edge].min() > 0.9
+    flat = [found.doubt[10:60, 80:], found.doubt[75:110, 15:70]]
+    assert max(part.mean() for part in flat) < 0.03
+    assert found.structure[10:60, 80:].mean() < 0.15
+
+
+def test_what_has_no_slope_has_no_structure():
+    assert (structure(np.full((1, 9, 9, 1), 7.0, "float32")) == 0).all()
