@@ -78,7 +78,7 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
         elif not known:
             reason = "there is no chance level to compare with: too few wrong places overlap"
         elif found <= limit:
-            reason = f"the similarity, {found:.3g}, is not above chance, {limit:.3g}"
+            reason = _too_close(margin, runner_up)
         elif runner_up is not None and runner_up > _AMBIGUOUS:
             reason = f"another place fits almost as well: {runner_up:.0%} of the similarity"
         elif after[pair, 0] < 0.9 * after[pair, 1] - 0.01:
@@ -171,6 +171,20 @@ def _needed(runner_up: float | None) -> float:
     if runner_up is None:
         return _DEVIATIONS
     return _CLEAR_DEVIATIONS / max(1 - runner_up, 1e-3)
+
+
+def _too_close(margin: float, runner_up: float | None) -> str:
+    """Return in words that a similarity is not far enough above chance."""
+    needed = _needed(runner_up)
+    if runner_up is not None and margin > _CLEAR_DEVIATIONS:
+        return (
+            f"another place reaches {runner_up:.0%} of the similarity, for which {margin:.0f} "
+            f"standard deviations above wrong places are too few: it takes {needed:.0f}"
+        )
+    return (
+        f"the similarity is not above chance: {margin:.1f} standard deviations from wrong places, "
+        f"where it takes {needed:.0f}"
+    )
 
 
 def _scores(pairs: Pairs, matrices, level: int, samples: int, seed: int):

@@ -11,6 +11,10 @@ from kreg.report.planes import pixel_size
 from kreg.report.views import Layer, Scene, View, agreements, lattice_scale
 
 
+#: Lengths that differ less, in the unit of the fixed image, are told by one number.
+_ALIKE = 1e-6
+
+
 class Painted:
     """Pictures of all views, on common scales.
 
@@ -142,6 +146,8 @@ def done(painted: Painted) -> list[Kind]:
 
 def _lengths(title: str, caption: str, lengths: list[np.ndarray], unit: str) -> Kind:
     largest = max(float(length.max()) for length in lengths)
+    if largest - min(float(length.min()) for length in lengths) < _ALIKE:
+        return Kind(title, f"{caption} The same everywhere.", None, number=f"{largest:.3g} {unit}")
     return Kind(
         title,
         caption,

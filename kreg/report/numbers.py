@@ -21,7 +21,7 @@ def numbers(scene: Scene) -> dict[str, str]:
     told = {
         "Mutual information after": f"{found.similarity_after:.3f} nats",
         "Mutual information, middle on middle": f"{found.similarity_before:.3f} nats",
-        "By chance below, on a coarse level": f"{found.chance:.3f} nats",
+        "To be trusted, on a coarse level, above": f"{found.chance:.3f} nats",
     }
     if found.runner_up is not None:
         told["Second best place"] = f"{found.runner_up:.0%} of the similarity of the best"

@@ -28,6 +28,7 @@ class _Verdict(NamedTuple):
     mark: str
     word: str
     meaning: str
+    advice: str
 
 
 _VERDICTS = {
@@ -37,13 +38,20 @@ _VERDICTS = {
         "Trusted",
         "The images fit clearly better than when they are laid wrongly on purpose. Look at the "
         "pictures all the same.",
+        "",
     ),
     False: _Verdict(
         "distrusted",
         "✖",
         "NOT TRUSTED",
-        "It may be right, but nothing proves it. Do not build on it before you have looked at the "
-        "pictures.",
+        "It may be right, but nothing proves it. Do not build on it before you have looked: where "
+        "edges run on across “Checkerboard, after” and stay in place as the images flicker, it "
+        "fits, whatever stands here.",
+        "If it does not fit, try in turn: masks that leave out what is not to be compared, such as "
+        "a black surround (--fixed_mask, --moving_mask); edges instead of grey values, for "
+        "different kinds of image (--edges, preparation=EdgeStrength()); a transform of less "
+        "freedom (--transform rigid, transform=Linear(Rigid())); where the files already say "
+        "about where the images lie, no search (--start frames, start=None).",
     ),
 }
 
@@ -129,7 +137,11 @@ def _page(scene: Scene, provenance: Mapping[str, Any]) -> str:
         verdict_word=verdict.word,
         verdict_meaning=verdict.meaning,
         reason=escape(found.reason),
+        advice=f"<p>{verdict.advice}</p>" if verdict.advice else "",
         slider=markup.slider(views),
+        without_script="; the slices of a volume stand one below the other"
+        if fixed.dimensions > 2
+        else "",
         stages=markup.stages(painted),
         before_is=escape(scene.before_is),
         links=markup.links({"compare": "Compare", **titles, **_LAST}),

@@ -1,9 +1,15 @@
 import csv
+import html
 import json
 import os
+import re
+import shlex
 import signal
 
+import numpy as np
+
 from kreg.cli import batch, register
+from kreg.io import load_transform
 from tests.cli.conftest import FEW
 
 
@@ -29,6 +35,18 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(batch, "align", align)
     return done
+
+
+def test_report_names_a_command_and_how_closely_it_gives_the_same(kreg, folder, quick):
+    assert kreg(*listed(folder, "a,../fixed.png,../moving.png"))[0] in (0, 3)
+    text = html.unescape((folder / "all" / "a" / "report.html").read_text(encoding="utf-8"))
+    assert "the same but for rounding" in text
+    (command,) = re.findall(r"kreg (register .*--output=FOLDER)<", text)
+    assert kreg(*shlex.split(command.replace("FOLDER", "again")))[0] in (0, 3)
+    one, other = (load_transform(folder / path / "transform.npz") for path in ("all/a", "again"))
+    np.testing.assert_allclose(one.matrix, other.matrix, atol=0.01)
+    again = (folder / "again" / "report.html").read_text(encoding="utf-8")
+    assert "but for rounding" not in again  # the same command gives exactly the same
 
 
 def test_failures_stop_nothing_and_finished_work_stays(kreg, folder, quick, monkeypatch):

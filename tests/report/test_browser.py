@@ -202,5 +202,9 @@ def test_all_controls_are_reached_by_tab_and_seen(opened):
 
 def test_all_is_there_without_scripts(opened):
     page = opened("volume", java_script_enabled=False)
-    assert page.locator(".stage:visible").count() == 3
-    assert page.locator("noscript").count() == 1
+    assert page.locator(".stage:visible").count() == 15  # all slices along each axis
+    assert page.locator("#flicker:visible, #slice:visible").count() == 0
+    assert "one below the other" in page.locator("noscript").inner_text()
+    page = opened("picture", java_script_enabled=False)
+    assert page.locator(".stage:visible").count() == 1
+    assert "volume" not in page.locator("noscript").inner_text()

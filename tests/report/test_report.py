@@ -84,8 +84,8 @@ def volume():
 
 @pytest.mark.parametrize(
     ("make", "count"),
-    # Fixed, before and after; two boards, two differences; lattice, distance; two of saliency.
-    [(in_colour, 3 + 4 + 2 + 2), (volume, 15 * (3 + 4 + 4 + 2))],
+    # Fixed, before and after; two boards, two differences; lattice; two of saliency.
+    [(in_colour, 3 + 4 + 1 + 2), (volume, 15 * (3 + 4 + 4 + 2))],
 )
 def test_holds_all_it_shows(written, make, count):
     page = written(make())
@@ -126,6 +126,13 @@ def test_verdict_is_said_in_words(written, trusted):
     assert ("NOT TRUSTED" in page.words) != trusted
     assert "Why: so it is." in page.words
     assert page.text.index("so it is") < page.text.index("<img")
+    assert ("If it does not fit, try" in page.words) != trusted
+
+
+def test_what_moved_everywhere_alike_is_told_by_a_number(written):
+    page = written(pair(matrix=np.array([[1, 0, 3], [0, 1, 4], [0, 0, 1.0]])))
+    assert '<p class="big">5 px</p>' in page.text
+    assert "Distance moved" not in {image["alt"] for image in page.images}
 
 
 def test_numbers_of_a_linear_transform(written):
