@@ -179,7 +179,7 @@ def train(images, recipe, *, seed=0, verbose="auto", done=lambda phase: None):
     stages.trainable = True
     # The optimizer, which knows the dense step alone, stays behind.
     model = kreg.RegistrationModel(model.input, model.output, name=model.name)
-    return model, {"stages": first["loss"], "dense": second["loss"]}
+    return model, {"stages_loss": first["loss"], "dense_step_loss": second["loss"]}
 
 
 # --- evaluation ---

@@ -20,7 +20,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from kreg.ops.displacement import jacobian_determinant
 
@@ -208,7 +208,9 @@ def show_registration(fixed, moving, result, *, squares: int = 8, axis: int = 0)
 def show_training(history: Mapping[str, Any] | Any) -> Figure:
     """Show the curves of a training, a panel each: solid for training, dashed for validation.
 
-    A panel has a logarithmic axis where its values are positive and span more than a factor 20.
+    Titles are the names that Keras gives, in words: "loss of warped" for ``warped_loss``, and "total
+    loss" for ``loss`` where it has parts. A panel has a logarithmic axis, and says so, where its
+    values are positive and span more than a factor 20.
 
     Args:
         history: what ``fit`` returns, or its ``history`` dict: name -> one value an epoch.
@@ -229,6 +231,7 @@ def show_training(history: Mapping[str, Any] | Any) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, name in zip(panels, names, strict=False):
         _show_curves(ax, name, curves)
+        ax.set_title(_in_words(name, names), fontsize=11)
     for ax in panels[len(names) :]:
         ax.remove()
     return figure
@@ -487,6 +490,14 @@ def _step(shape: tuple[int, ...]) -> int:
     return max(1, round(max(shape) / _LINES))
 
 
+def _in_words(name: str, names: list[str]) -> str:
+    """Return what a curve shows."""
+    if name == "loss" and any(other.endswith("_loss") for other in names):
+        return "total loss"
+    words = name.removesuffix("_loss").replace("_", " ")
+    return f"loss of {words}" if name.endswith("_loss") else words
+
+
 def _show_curves(ax: Axes, name: str, curves: Mapping[str, Any]) -> None:
     kinds = (
         (name, "training", "-", _TRAINING_COLOUR),
@@ -499,13 +510,19 @@ def _show_curves(ax: Axes, name: str, curves: Mapping[str, Any]) -> None:
             marker = "o" if len(curve) < 3 else None
             epochs = np.arange(1, len(curve) + 1)
             ax.plot(epochs, curve, style, color=colour, label=label, marker=marker, linewidth=1.6)
-            values.append(curve[np.isfinite(curve)])
+            values.append(curve)
     finite = np.concatenate(values)
+    finite = finite[np.isfinite(finite)]
     if len(finite) and finite.min() > 0 and finite.max() > 20 * finite.min():
         ax.set_yscale("log")
-    ax.set_title(name.replace("_", " "), fontsize=11)
+        ax.set_ylabel("logarithmic")
+        marked = (1, 2, 5) if finite.max() < 1000 * finite.min() else (1,)
+        ax.yaxis.set_major_locator(LogLocator(subs=marked))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(0.5, max(map(len, values)) + 0.5)
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     if len(values) > 1:

@@ -184,13 +184,36 @@ def test_training_has_a_panel_for_each_curve():
     }
     figure = show_training(history)
     titles = [ax.get_title() for ax in figure.axes]
-    assert titles == ["loss", "warped ncc", "learning rate", "displacement loss"]
+    assert titles == ["total loss", "warped ncc", "learning rate", "loss of displacement"]
     assert_readable(figure)
     loss, ncc = figure.axes[:2]
     assert [line.get_linestyle() for line in loss.lines] == ["-", "--"]
     assert list(loss.lines[0].get_xdata()) == [1, 2, 3]
     assert list(loss.lines[1].get_ydata()) == history["val_loss"]
     assert (loss.get_yscale(), ncc.get_yscale()) == ("log", "linear")
+    assert (loss.get_ylabel(), ncc.get_ylabel()) == ("logarithmic", "")
+
+
+@pytest.mark.parametrize("last", [0.04, 1e-3, 1e-9])
+def test_training_marks_a_logarithmic_axis(last):
+    figure = show_training({"a_loss": np.geomspace(1, last, 9)})
+    (ax,) = figure.axes
+    figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    seen = zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
+    marks = [text.get_text() for place, text in seen if low <= place <= high]
+    assert 3 <= len(marks) <= 12
+    assert all(float(mark) > 0 for mark in marks)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 40])
+def test_training_marks_whole_epochs(epochs):
+    (ax,) = show_training({"loss": list(range(epochs))}).axes
+    assert ax.get_title() == "loss"
+    low, high = ax.get_xlim()
+    marks = [mark for mark in ax.get_xticks() if low <= mark <= high]
+    assert marks
+    assert all(mark == round(mark) and mark >= 1 for mark in marks)
 
 
 def test_training_takes_what_fit_returns():
