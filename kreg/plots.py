@@ -208,7 +208,7 @@ def show_registration(fixed, moving, result, *, squares: int = 8, axis: int = 0)
 def show_training(history: Mapping[str, Any] | Any) -> Figure:
     """Show the curves of a training, a panel each: solid for training, dashed for validation.
 
-    Titles are the names that Keras gives, in words: "loss of warped" for ``warped_loss``, and "total
+    Titles are the names that Keras gives, in words: "loss of warped" for ``warped_loss``, "total
     loss" for ``loss`` where it has parts. A panel has a logarithmic axis, and says so, where its
     values are positive and span more than a factor 20.
 

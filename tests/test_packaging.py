@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import operator
 import os
 import re
 import shutil
@@ -584,3 +585,18 @@ def test_readme_is_finished_and_its_files_exist():
     assert not re.findall(r"@[A-Z]+@", text)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_readme_names_what_there_is():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"`kreg\.([\w.]+)", text):
+        assert operator.attrgetter(name)(kreg) is not None
+    for name in re.findall(r"examples/\w+\.\w+", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`kreg ([a-z]+)", text):
+        assert (ROOT / "kreg" / "cli" / f"{name}.py").exists(), name
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings

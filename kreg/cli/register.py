@@ -213,7 +213,8 @@ def told(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{verdict}: {result['reason']}",
         f"  mutual information  {result['similarity_before']:.3f} before, "
-        f"{result['similarity_after']:.3f} after; trusted from {result['chance']:.3f} on, on a coarse level",
+        f"{result['similarity_after']:.3f} after; to be trusted, above "
+        f"{result['chance']:.3f} on a coarse level",
         f"  overlap             {result['overlap']:.0%}",
         f"  world matrix        fixed to moving, in {result['unit']}",
     ]

@@ -178,12 +178,12 @@ def _too_close(margin: float, runner_up: float | None) -> str:
     needed = _needed(runner_up)
     if runner_up is not None and margin > _CLEAR_DEVIATIONS:
         return (
-            f"another place reaches {runner_up:.0%} of the similarity, for which {margin:.0f} "
-            f"standard deviations above wrong places are too few: it takes {needed:.0f}"
+            f"another place fits {runner_up:.0%} as well: this one should stand {needed:.0f} "
+            f"standard deviations above wrong places, and stands {margin:.0f}"
         )
     return (
-        f"the similarity is not above chance: {margin:.1f} standard deviations from wrong places, "
-        f"where it takes {needed:.0f}"
+        f"the similarity is not above chance: it should stand {needed:.0f} standard deviations "
+        f"above wrong places, and stands {margin:.1f}"
     )
 
 

@@ -10,7 +10,6 @@ from kreg.report.numbers import extent, volume_of_linear_part
 from kreg.report.planes import pixel_size
 from kreg.report.views import Layer, Scene, View, agreements, lattice_scale
 
-
 #: Lengths that differ less, in the unit of the fixed image, are told by one number.
 _ALIKE = 1e-6
 
@@ -182,9 +181,9 @@ def confidence(painted: Painted) -> list[Kind]:
     """Return what shows where to look twice."""
     caption = (
         "Do both images show the same edges around a point? Cream: they do. Dark: one shows what "
-        "the other lacks, be it a lesion, another contrast, or a place where they do not fit; look "
-        "there before you rely on it. Light grey: neither shows more than noise, or texture as fine "
-        "as that, so that nothing speaks for the fit or against it."
+        "the other lacks, be it a lesion, another contrast, or a place where they do not fit; "
+        "look there before you rely on it. Light grey: neither shows more than noise, or texture "
+        "as fine, so that nothing speaks for the fit or against it."
     )
     bar = Bar(pictures.CAUTION, ["0, edges differ", "1, edges agree"])
     over = "The same over the fixed image, in grey: the more orange, the more the edges differ."

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -78,6 +78,15 @@ def _figure(kind: Kind, views: list[View]) -> str:
 def links(titles: Mapping[str, str]) -> str:
     """Return links to sections, identity -> title."""
     return " ".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in titles.items())
+
+
+def advice(title: str, steps: Iterable[tuple[str, str, str]]) -> str:
+    """Return what to try, to be unfolded: why, in the shell, from Python."""
+    lines = "".join(
+        f"<li>{escape(why)}: <code>{escape(shell)}</code> or <code>{escape(python)}</code></li>"
+        for why, shell, python in steps
+    )
+    return f"<details><summary>{escape(title)}</summary><ul>{lines}</ul></details>"
 
 
 def slider(views: list[View]) -> str:

@@ -28,7 +28,6 @@ class _Verdict(NamedTuple):
     mark: str
     word: str
     meaning: str
-    advice: str
 
 
 _VERDICTS = {
@@ -38,7 +37,6 @@ _VERDICTS = {
         "Trusted",
         "The images fit clearly better than when they are laid wrongly on purpose. Look at the "
         "pictures all the same.",
-        "",
     ),
     False: _Verdict(
         "distrusted",
@@ -47,13 +45,18 @@ _VERDICTS = {
         "It may be right, but nothing proves it. Do not build on it before you have looked: where "
         "edges run on across “Checkerboard, after” and stay in place as the images flicker, it "
         "fits, whatever stands here.",
-        "If it does not fit, try in turn: masks that leave out what is not to be compared, such as "
-        "a black surround (--fixed_mask, --moving_mask); edges instead of grey values, for "
-        "different kinds of image (--edges, preparation=EdgeStrength()); a transform of less "
-        "freedom (--transform rigid, transform=Linear(Rigid())); where the files already say "
-        "about where the images lie, no search (--start frames, start=None).",
     ),
 }
+
+#: What to try where it does not fit: why, in the shell, from Python.
+_ADVICE = (
+    ("masks, to leave out a black surround or what only one image has", "--fixed_mask",
+     "fixed_mask="),
+    ("edges instead of grey values, between different kinds of image", "--edges",
+     "preparation=EdgeStrength()"),
+    ("a transform of less freedom", "--transform rigid", "transform=Linear(Rigid())"),
+    ("no search, where the files say about where the images lie", "--start frames", "start=None"),
+)  # fmt: skip
 
 #: The sections after the pictures.
 _LAST = {"search": "The search", "numbers": "Numbers", "again": "To reproduce it"}
@@ -137,7 +140,7 @@ def _page(scene: Scene, provenance: Mapping[str, Any]) -> str:
         verdict_word=verdict.word,
         verdict_meaning=verdict.meaning,
         reason=escape(found.reason),
-        advice=f"<p>{verdict.advice}</p>" if verdict.advice else "",
+        advice="" if found.trusted else markup.advice("If it does not fit, try", _ADVICE),
         slider=markup.slider(views),
         without_script="; the slices of a volume stand one below the other"
         if fixed.dimensions > 2

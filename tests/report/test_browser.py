@@ -188,7 +188,8 @@ def test_all_controls_are_reached_by_tab_and_seen(opened):
     for _ in range(20):
         page.keyboard.press("Tab")
         where = page.evaluate(
-            "(one => [one.id || one.value || one.hash, getComputedStyle(one).outlineStyle])"
+            "(one => [one.id || one.value || one.hash || one.tagName,"
+            " getComputedStyle(one).outlineStyle])"
             "(document.activeElement)"
         )
         assert where[1] == "solid"
@@ -196,7 +197,7 @@ def test_all_controls_are_reached_by_tab_and_seen(opened):
         if where[0] == "flicker":
             break
     assert [one for one in reached if not one.startswith("#")] == [
-        "slice", "after", "swipe", "flicker",
+        "SUMMARY", "slice", "after", "swipe", "flicker",
     ]  # fmt: skip
 
 
@@ -208,3 +209,19 @@ def test_all_is_there_without_scripts(opened):
     page = opened("picture", java_script_enabled=False)
     assert page.locator(".stage:visible").count() == 1
     assert "volume" not in page.locator("noscript").inner_text()
+
+
+def test_what_to_try_unfolds_by_keyboard(opened):
+    page = opened("volume", width=360)
+    assert not page.locator(".verdict li").first.is_visible()
+    page.focus("summary")
+    page.keyboard.press("Enter")
+    assert "--edges" in page.locator(".verdict li:visible").all_inner_texts()[1]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_prints_pictures_without_controls(opened):
+    page = opened("volume")
+    page.emulate_media(media="print")
+    assert page.locator("#flicker:visible, #slice:visible, nav:visible").count() == 0
+    assert page.locator(".stage:visible").count() == 3
