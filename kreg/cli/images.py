@@ -53,7 +53,7 @@ def read_mask(path: str | Path, image: io.Image) -> io.Image:
     weights = ((values != 0) & ~np.isnan(values)).astype("float32")
     if not weights.any():
         raise refusal(path, "a mask that leaves something to see", "0 everywhere")
-    return io.Image(weights, mask.affine, mask.unit, str(path))
+    return io.Image(weights, mask.affine, mask.unit, str(path), mask.plane)
 
 
 def check_frame(image: io.Image, other: io.Image) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from kreg.io.errors import refusal
 from kreg.io.image import Image, row_by_row
+from kreg.silence import without_stderr
 
 #: By how much floats may leave [0, 1], as interpolation by splines makes them.
 _SLACK = 1e-3
@@ -50,7 +51,8 @@ def _read_deep_colour(path: Path) -> Image:
             "a PNG of 16 bits in several channels",
             'save it as TIFF, or pip install "kreg[itk]"',
         ) from error
-    array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    with without_stderr():
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     if array.ndim == 3:  # without alpha
         array = array[..., :3] if array.shape[-1] > 2 else array[..., 0]
     return Image(array, source=str(path))
