@@ -34,7 +34,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "the file to write", flag_values=values)
     flags.DEFINE_bool("inverse", False, "from the fixed image to the moving", flag_values=values)
     flags.DEFINE_bool(
-        "labels", False, "a map of labels: nothing between them, the nearest", flag_values=values
+        "labels",
+        False,
+        "a map of labels: the nearest, nothing between them; of palettes the indices",
+        flag_values=values,
     )
     flags.DEFINE_float("outside", 0.0, "the value beyond the image", flag_values=values)
     flags.DEFINE_string(
@@ -71,7 +74,7 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
         write_points(output, table, (there if values.inverse else back)(before), values.overwrite)
         what = f"{len(before)} points"
     else:
-        image = io.read(source)
+        image = io.read(source, labels=values.labels)
         grid = None if values.like is None else io.read(values.like).grid
         transform = transform.inverse() if values.inverse else transform
         result = transform.apply(image, grid, labels=values.labels, outside=values.outside)

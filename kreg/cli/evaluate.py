@@ -99,7 +99,7 @@ def _spread(name: str, values: np.ndarray) -> dict[str, float]:
 
 def _laid_over(fixed: Path, moving: Path, transform, labels: bool) -> list[io.Image]:
     """Return both images on one grid."""
-    pair = [io.read(fixed), io.read(moving)]
+    pair = [io.read(path, labels=labels) for path in (fixed, moving)]
     if transform is not None:
         pair[1] = transform.apply(pair[1], pair[0].grid, labels=labels)
     sizes = [(image.shape, image.channels or 1) for image in pair]

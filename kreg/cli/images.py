@@ -44,7 +44,7 @@ def read_mask(path: str | Path, image: io.Image) -> io.Image:
     Raises:
         FileError: if it cannot be read, is of another size or frame, or 0 everywhere.
     """
-    mask = io.read(path)
+    mask = io.read(path, labels=True)
     if mask.shape != image.shape or mask.channels not in (None, 1):
         received = f"shape {tuple(mask.array.shape)}"
         raise refusal(path, f"a mask of the shape {image.shape} of its image", received)
@@ -60,8 +60,9 @@ def check_frame(image: io.Image, other: io.Image) -> None:
     """Raise `FileError` if both are in millimetres, and an image's voxels lie elsewhere."""
     if not image.grid.agrees_with(other.grid):
         frames = [
-            f"{one.grid.orientation} from {np.round(one.affine[:-1, -1], 3).tolist()}"
+            f"{one.grid.orientation} from {np.round(origin[:-1, -1], 3).tolist()}"
             for one in (image, other)
+            for origin in [one.affine if one.plane is None else one.grid.scan]
         ]
         expected = f"the frame of '{other.source}', {frames[1]},"
         raise refusal(image.source, expected, frames[0], "resample it onto that grid")

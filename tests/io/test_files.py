@@ -17,7 +17,8 @@ from PIL import Image as pillow
 from scipy.spatial.transform import Rotation
 
 from kreg.io import FileError, Image, read, write
-from kreg.io.files import FORMATS
+from kreg.io.files import FORMATS, replacing
+from kreg.silence import without_stderr
 
 #: A NIfTI affine of unequal steps, turned and askew, right-anterior-superior.
 RAS = np.array([[-1.2, 0.1, 0, 30], [0.1, 0, 2.0, -20], [0, 0.9, 0.1, 5], [0, 0, 0, 1]])
@@ -110,6 +111,34 @@ def test_alpha_is_left_out_and_palettes_are_colours(tmp_path):
     palette.save(tmp_path / "p.png")
     found = read(tmp_path / "p.png").array
     np.testing.assert_array_equal(found, np.repeat(colours[..., :1], 3, -1))
+
+
+def indexed():
+    """A picture with a palette, its indices and its colours."""
+    indices = noise((5, 7), high=4)
+    picture = pillow.fromarray(indices).convert("P")
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 128, 255, 9, 9, 9] + [77] * 756)
+    picture.putdata(np.ravel(indices).tolist())
+    return picture, indices, np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [9, 9, 9]])[indices]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".tif", ".bmp"])
+def test_labels_are_the_indices_of_a_palette(tmp_path, suffix):
+    picture, indices, colours = indexed()
+    picture.save(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(read(tmp_path / f"a{suffix}").array, colours)
+    found = read(tmp_path / f"a{suffix}", labels=True)
+    np.testing.assert_array_equal(found.array, indices)
+    assert (found.channels, found.array.dtype) == (None, "uint8")
+    # What has none is the same, one way or the other.
+    pillow.fromarray(indices).save(tmp_path / f"b{suffix}")
+    np.testing.assert_array_equal(read(tmp_path / f"b{suffix}", labels=True).array, indices)
+
+
+def test_transparent_palettes_and_few_bits_have_their_indices(tmp_path):
+    picture, indices, _ = indexed()
+    picture.save(tmp_path / "a.png", transparency=0, bits=2)
+    np.testing.assert_array_equal(read(tmp_path / "a.png", labels=True).array, indices)
 
 
 def deep_colour_png(path, values):
@@ -502,6 +531,27 @@ def test_simpleitk_is_asked_for(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.nrrd"]
 
 
+def test_itk_says_nothing_of_its_own(tmp_path, capfd):
+    pytest.importorskip("SimpleITK")
+    header = b"ObjectType = Image\nNDims = 3\nDimSize = 30 30 30\nElementType = MET_DOUBLE\n"
+    (tmp_path / "a.mha").write_bytes(header + b"ElementDataFile = LOCAL\n" + bytes(1000))
+    one_line(tmp_path / "a.mha", "truncated")
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"still there")  # afterwards
+    assert capfd.readouterr().err == "still there"
+
+
+def test_stderr_is_silent_until_the_last_thread_is_done(capfd):
+    first, second = without_stderr(), without_stderr()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    os.write(2, b"lost")
+    second.__exit__(None, None, None)
+    os.write(2, b"seen")
+    assert capfd.readouterr().err == "seen"
+
+
 # --- zarr ---
 
 
@@ -726,6 +776,34 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, suffix):
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+def unsupported(*args, **kwargs):
+    raise OSError(95, "Operation not supported")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    path = tmp_path / "a.png"
+
+    def written_meanwhile():
+        with replacing(path, False) as new:
+            new.write_bytes(b"ours")
+            path.write_bytes(b"theirs")
+
+    with pytest.raises(FileError, match="overwrite=True") as caught:
+        written_meanwhile()
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["a.png"]
+    write(tmp_path / "b.png", noise((5, 7)))
+    np.testing.assert_array_equal(read(tmp_path / "b.png").array, noise((5, 7)))
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+    with replacing(path, True) as new:
+        new.write_bytes(b"ours")
+    assert path.read_bytes() == b"ours"
 
 
 def test_new_files_have_usual_permissions(tmp_path):

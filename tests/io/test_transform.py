@@ -3,6 +3,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -379,6 +380,20 @@ def test_fields_on_sheared_grids_are_refused(tmp_path, dimensions):
         assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
     save_transform(tmp_path / "t.nii.gz", Transform(shear, fixed, sheared))  # the moving one may
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_fields_hold_world_vectors_at_the_voxels_of_the_fixed_grid(tmp_path, dimensions):
+    found = transform(dimensions, field=True)  # of unequal steps
+    save_transform(tmp_path / "t.nii", found)
+    stored = nibabel.load(tmp_path / "t.nii")
+    voxel = (7, 9, 5)[:dimensions]
+    here = (found.fixed.affine @ [*voxel, 1])[:-1]
+    world = np.diag([-1, -1, 1, 1]) @ stored.affine  # LPS
+    point = np.linalg.inv(world) @ [*here, *[0] * (3 - dimensions), 1]
+    vector = np.asarray(stored.dataobj)[tuple(np.rint(point[:3]).astype(int))].ravel()
+    np.testing.assert_allclose(point[:3], np.rint(point[:3]), atol=1e-4)
+    np.testing.assert_allclose(vector, found.transform_world_points(here) - here, atol=1e-4)
 
 
 def on_grid(found, image):
