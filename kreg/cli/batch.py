@@ -64,7 +64,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Register all pairs of a list."""
-    if len(arguments) != 1 or values.output is None:
+    if len(arguments) != 1 or not values.output:
         raise UsageError(
             "Expected PAIRS.csv and --output FOLDER. Received: "
             f"{len(arguments)} files, --output {values.output or 'missing'}."

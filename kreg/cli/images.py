@@ -30,9 +30,13 @@ def read_image(path: str | Path) -> io.Image:
         return image
     array = np.asarray(image.array)
     wrong = 0 if array.dtype.kind != "f" else int((~np.isfinite(array)).sum())
+    large = np.finfo("float32").max
     if wrong:
         received = f"{wrong} NaN or infinite values"
         raise refusal(path, "finite values", received, "fill them, and leave them out by a mask")
+    if max(-float(array.min()), float(array.max())) > large:
+        received = f"{array.min():g} to {array.max():g}"
+        raise refusal(path, f"values up to {large:g}, as float32 has them", received, "scale them")
     if array.min() == array.max():
         raise refusal(path, "something to see", f"the value {array.min():g} everywhere")
     return image

@@ -40,7 +40,10 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
         raise refusal(path / RESULT, "a result", "other contents, or a truncated file", "redo it")
     result = result_of(path)
     if result is not None:
-        return Outcome({"kind": "result", **result}, _result(result))
+        try:
+            return Outcome({"kind": "result", **result}, _result(result))
+        except (KeyError, TypeError, ValueError) as error:
+            raise refusal(path / RESULT, "a result of kreg", "one that lacks parts") from error
     found = _transform(path) if _is_transform(path) else _image(path)
     width = max(map(len, found))
     lines = [f"{name:{width}}  {_text(value)}" for name, value in found.items()]
@@ -56,10 +59,13 @@ def _result(result: dict[str, Any]) -> list[str]:
 
 
 def _is_transform(path: Path) -> bool:
-    if path.suffix.lower() != ".npz" or not zipfile.is_zipfile(path):
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return False
-    with zipfile.ZipFile(path) as archive:
-        return {"format.npy", "matrix.npy"} <= set(archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"format.npy", "matrix.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _image(path: Path) -> dict[str, Any]:

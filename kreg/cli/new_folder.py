@@ -83,7 +83,10 @@ def new_folder(path: Path, overwrite: bool, mark: str = "") -> Iterator[Path]:
     Raises:
         FileError: if it exists, or cannot be written.
     """
-    path = path.resolve() if path.is_symlink() else path.absolute()
+    try:
+        path = path.resolve(strict=False) if path.is_symlink() else path.absolute()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise refusal(path, "the name of a folder", reason(error), "name another") from error
     check_free(path, overwrite)
     owner = f"{_host()}-{os.getpid()}"
     unfinished = path.with_name(f".{mark}{secrets.token_hex(6)}-{owner}{_UNFINISHED}")

@@ -9,7 +9,7 @@ import numpy as np
 from kreg import io
 from kreg.cli.images import read_image
 from kreg.io.arrays import load_npz
-from kreg.io.errors import refusal
+from kreg.io.errors import FileError, check_file, reason, refusal
 from kreg.io.files import suffix_of
 
 SIDES = ("moving", "fixed")
@@ -143,10 +143,13 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
     Raises:
         FileError: if it does not hold them.
     """
+    check_file(path, "an .npz file")
     try:
         values = load_npz(path)
-    except FileNotFoundError as error:
-        raise refusal(path, "an .npz file", "no such file", "check the spelling") from error
+    except FileError:
+        raise
+    except Exception as error:
+        raise refusal(path, "arrays called moving and fixed", reason(error)) from error
     if not set(SIDES) <= set(values):
         received = ", ".join(list(values)[:5]) or "nothing"
         raise refusal(path, "arrays called moving and fixed", received)

@@ -43,7 +43,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Register all pairs by a model."""
-    if len(arguments) != 2 or values.output is None:
+    if len(arguments) != 2 or not values.output:
         raise UsageError(
             "Expected MODEL, DATA and --output FOLDER. Received: "
             f"{len(arguments)} paths, --output {values.output or 'missing'}."

@@ -70,7 +70,7 @@ class PairFiles(NamedTuple):
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Register two files."""
-    if len(arguments) != 2 or values.output is None:
+    if len(arguments) != 2 or not values.output:
         raise UsageError(
             "Expected two images and --output FOLDER. Received: "
             f"{len(arguments)} images, --output {values.output or 'missing'}."

@@ -33,7 +33,7 @@ from typing import Any
 from absl import flags
 
 from kreg.cli.new_folder import RESULT, check_free, new_folder
-from kreg.cli.outcome import Outcome, UsageError, as_json
+from kreg.cli.outcome import Outcome, UsageError, as_json, check_finite
 from kreg.cli.pairs import training_pairs
 from kreg.cli.terminal import is_terminal, start_keras
 from kreg.io.errors import reason, refusal
@@ -62,11 +62,12 @@ def define(values: flags.FlagValues) -> None:
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Train a model."""
-    if len(arguments) != 1 or values.output is None:
+    if len(arguments) != 1 or not values.output:
         raise UsageError(
             "Expected DATA and --output FOLDER. Received: "
             f"{len(arguments)} paths, --output {values.output or 'missing'}."
         )
+    check_finite(values, "smoothness", "learning_rate")
     output = Path(values.output)
     names = ("model", "loss", "smoothness", "epochs", "batch_size", "learning_rate", "seed")
     settings = {name: values[name].value for name in names}

@@ -202,7 +202,7 @@ def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
         raise refusal(path, "the name of a file", "a folder")
     if not path.parent.is_dir():
         raise refusal(path, "a folder that exists", f"no folder '{path.parent}'", "create it")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise _exists(path)
     # Short, as the name of the file may already be as long as names may be.
     temporary = path.with_name(f".{secrets.token_hex(6)}{suffix_of(path)}")

@@ -1,17 +1,25 @@
 """NRRD, MetaImage and DICOM by SimpleITK, whose physical space is the world."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kreg.io.errors import check_size, missing_package, refusal
+from kreg.io.errors import check_file, check_size, missing_package, refusal
 from kreg.io.image import Grid, Image
 from kreg.io.nifti import single_slice
 from kreg.silence import without_stderr
 
 #: ImagePositionPatient of DICOM.
 _POSITION = "0020|0032"
+#: Characters of a header that are looked at.
+_HEADER = 2**16
+#: How headers name the file of their values.
+_DATA_FILE = {
+    ".mhd": re.compile(r"^ElementDataFile *= *(\S.*)$", re.MULTILINE),
+    ".nhdr": re.compile(r"^data ?file: *(\S.*)$", re.MULTILINE | re.IGNORECASE),
+}
 
 
 def _simpleitk(path: Path) -> Any:
@@ -26,6 +34,7 @@ def _simpleitk(path: Path) -> Any:
 def read(path: Path) -> Image:
     """Return an image in millimetres, axes in the order depth, row, column."""
     sitk = _simpleitk(path)
+    _check_data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -38,6 +47,18 @@ def read(path: Path) -> Image:
         numbers *= reader.GetNumberOfComponents()
         check_size(path, int(numbers), path.stat().st_size, True)  # at least a byte each
     return _image(sitk, _executed(reader, path), path)
+
+
+def _check_data_file(path: Path) -> None:
+    """Raise `FileError` if the header says that the values are in no file: a pipe never ends."""
+    pattern = _DATA_FILE.get(path.suffix.lower())
+    if pattern is None:
+        return
+    with path.open(encoding="latin-1") as file:
+        found = pattern.search(file.read(_HEADER))
+    data = path.parent / found[1].strip() if found else path
+    if data.exists():
+        check_file(data, f"the values of '{path}'")
 
 
 def read_series(path: Path) -> Image:

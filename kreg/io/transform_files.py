@@ -8,7 +8,7 @@ import numpy as np
 
 from kreg.io import nifti
 from kreg.io.arrays import load_npz
-from kreg.io.errors import FileError, reason, refusal
+from kreg.io.errors import FileError, check_file, reason, refusal
 from kreg.io.files import replacing, suffix_of
 from kreg.io.image import Grid
 from kreg.io.transform import Transform
@@ -68,10 +68,8 @@ def load_transform(path: str | os.PathLike) -> Transform:
         FileError: if there is none, it is damaged, or of a newer kreg.
     """
     path = Path(path)
+    check_file(path, "a transform")
     try:
-        if not path.is_file():
-            received = "a folder" if path.is_dir() else "no such file"
-            raise refusal(path, "a transform", received, "check the spelling")
         return _loaded(path, load_npz(path))
     except FileError:
         raise
