@@ -181,6 +181,8 @@ def _one(
         again = is_damaged(folder)
         with new_folder(folder, overwrite or again, mark) as unfinished:
             result = align(pair, how, unfinished)
+            if again and not is_damaged(folder):
+                raise refusal(folder, f"a damaged {RESULT}", "a result that is finished by now")
         return _told(result) | ({"again": True} if again else {})
     except Exception as error:
         # Another process may have been faster.

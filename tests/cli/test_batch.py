@@ -119,6 +119,24 @@ def test_results_of_other_files_are_not_taken_for_those_of_a_pair(kreg, folder, 
     assert summary(folder)["a"]["state"] != "failed"
 
 
+def test_a_damaged_result_that_another_process_has_mended_stays(kreg, folder, quick, monkeypatch):
+    command = listed(folder, "a,../fixed.png,../moving.png")
+    kreg(*command)
+    result = folder / "all" / "a" / "result.json"
+    whole = result.read_text(encoding="utf-8")
+    result.write_text("{")
+
+    def slow(pair, how, unfinished):
+        found = register.align(pair, how, unfinished)
+        result.write_text(whole, encoding="utf-8")
+        return found
+
+    monkeypatch.setattr(batch, "align", slow)
+    code, printed, _ = kreg(*command)
+    assert (code in (0, 3), "done again" in printed) == (True, False)
+    assert result.read_text(encoding="utf-8") == whole
+
+
 @pytest.mark.parametrize("text", ["", '{"kreg": "0', "[1, 2]", "{}", '{"files": "all"}'])
 def test_a_damaged_result_is_done_again(kreg, folder, quick, monkeypatch, text):
     command = listed(folder, "a,../fixed.png,../moving.png")
