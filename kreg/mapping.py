@@ -156,6 +156,8 @@ def linear(part: np.ndarray, points: np.ndarray, outside: float = 0.0) -> np.nda
     import scipy.ndimage
 
     coordinates = np.moveaxis(points, -1, 0)
+    if part.dtype.kind == "f" and part.dtype.itemsize not in (4, 8):  # SciPy has no others
+        part = part.astype("float32")
     dtype = "float64" if part.dtype.kind in "iu" and part.dtype.itemsize > 2 else "float32"
     layers = [
         scipy.ndimage.map_coordinates(

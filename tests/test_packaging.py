@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "transforms": {"groups", "layers", "losses"},
     "pairwise": {"backend", "groups", "layers", "losses", "mapping", "ops", "transforms"},
     "data": set(),
-    "io": {"mapping", "pairwise"},
+    "io": {"mapping", "pairwise", "silence"},
     "plots": {"ops"},
     "report": {"backend", "io", "mapping", "ops", "version"},
 }

@@ -23,7 +23,7 @@ from absl import flags
 
 from kreg import io
 from kreg.cli.outcome import Outcome, UsageError
-from kreg.cli.points import check_output, read_points, write_points
+from kreg.cli.points import check_arrived, check_output, read_points, write_points
 
 #: Formats that change values.
 _LOSSY = (".jpg", ".jpeg")
@@ -34,7 +34,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "the file to write", flag_values=values)
     flags.DEFINE_bool("inverse", False, "from the fixed image to the moving", flag_values=values)
     flags.DEFINE_bool(
-        "labels", False, "a map of labels: nothing between them, the nearest", flag_values=values
+        "labels",
+        False,
+        "a map of labels: the nearest, nothing between them; of palettes the indices",
+        flag_values=values,
     )
     flags.DEFINE_float("outside", 0.0, "the value beyond the image", flag_values=values)
     flags.DEFINE_string(
@@ -45,7 +48,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Apply a transform to a file."""
-    if len(arguments) != 2 or values.output is None:
+    if len(arguments) != 2 or not values.output:
         raise UsageError(
             "Expected TRANSFORM, FILE and --output FILE. Received: "
             f"{len(arguments)} files, --output {values.output or 'missing'}."
@@ -68,10 +71,12 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
         table, before = read_points(source, transform.fixed.dimensions)
         there = transform.transform_world_points
         back = transform.inverse_transform_world_points
-        write_points(output, table, (there if values.inverse else back)(before), values.overwrite)
+        after = (there if values.inverse else back)(before)
+        check_arrived(source, after)
+        write_points(output, table, after, values.overwrite)
         what = f"{len(before)} points"
     else:
-        image = io.read(source)
+        image = io.read(source, labels=values.labels)
         grid = None if values.like is None else io.read(values.like).grid
         transform = transform.inverse() if values.inverse else transform
         result = transform.apply(image, grid, labels=values.labels, outside=values.outside)

@@ -12,7 +12,7 @@ and where needed fixed_mask, moving_mask, and name: the folder of the pair withi
 Each pair gets its own folder, as `kreg register` leaves it, once it is whole. A pair that fails
 stops no other. FOLDER/summary.csv lists them all: done, not trusted, failed and why. Run again,
 after Ctrl-C or a power cut, the same command goes on with what is missing, failures first tried
-again; with --overwrite it does all anew.
+again, and does again what has a damaged result.json; with --overwrite it does all anew.
 
 With --scheduler the workers of a Dask cluster do the work, one pair at a time in each thread of
 theirs, wherever they are: with the same kreg, and the same files under the same names. If one is
@@ -28,7 +28,6 @@ Examples:
 Exit codes: 0 all done and trusted; 1 some failed; 3 all done, some not trusted.
 """
 
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ from absl import flags
 
 from kreg.cli import cluster, method
 from kreg.cli.method import Method
-from kreg.cli.new_folder import RESULT, clear_unfinished, files_of, new_folder
+from kreg.cli.new_folder import RESULT, clear_unfinished, is_damaged, new_folder, result_of
 from kreg.cli.outcome import BAD_INPUT, DONE, NOT_TRUSTED, Outcome, UsageError, one_line
 from kreg.cli.points import read_table, write_rows
 from kreg.cli.register import PairFiles, align
@@ -47,6 +46,7 @@ from kreg.cli.terminal import counted, say
 from kreg.io.errors import reason, refusal
 
 SUMMARY = "summary.csv"
+_NEEDED = {"settings", "fixed", "moving", "trusted", "similarity_after", "seconds", "reason"}
 _COLUMNS = ["name", "fixed", "moving", "state", "similarity", "seconds", "reason"]
 
 
@@ -64,7 +64,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Register all pairs of a list."""
-    if len(arguments) != 1 or values.output is None:
+    if len(arguments) != 1 or not values.output:
         raise UsageError(
             "Expected PAIRS.csv and --output FOLDER. Received: "
             f"{len(arguments)} files, --output {values.output or 'missing'}."
@@ -178,9 +178,12 @@ def _one(
                     folder, "a result of the same files and options", "another", "--overwrite"
                 )
             return _told(before)
-        with new_folder(folder, overwrite, mark) as unfinished:
+        again = is_damaged(folder)
+        with new_folder(folder, overwrite or again, mark) as unfinished:
             result = align(pair, how, unfinished)
-        return _told(result)
+            if again and not is_damaged(folder):
+                raise refusal(folder, f"a damaged {RESULT}", "a result that is finished by now")
+        return _told(result) | ({"again": True} if again else {})
     except Exception as error:
         # Another process may have been faster.
         before = None if overwrite else _finished(folder)
@@ -190,9 +193,9 @@ def _one(
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    if RESULT not in files_of(folder):
-        return None
-    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    """Return the result of a registration, or None."""
+    result = result_of(folder)
+    return result if result is not None and result.keys() >= _NEEDED else None
 
 
 def _same(result: dict[str, Any], pair: PairFiles) -> bool:
@@ -200,9 +203,10 @@ def _same(result: dict[str, Any], pair: PairFiles) -> bool:
 
 
 def _told(result: dict[str, Any]) -> dict[str, Any]:
+    similarity = result["similarity_after"]  # in a file, null for NaN
     return {
         "state": "done" if result["trusted"] else "not trusted",
-        "similarity": round(result["similarity_after"], 4),
+        "similarity": similarity if similarity is None else round(similarity, 4),
         "seconds": result["seconds"],
         "reason": result["reason"],
     }
@@ -217,6 +221,8 @@ def _outcome(output: Path, rows: list[dict[str, Any]]) -> Outcome:
     lines = [f"{', '.join(lines)}, of {len(rows)} pairs: {output / SUMMARY}"]
     for state in ("failed", "not trusted"):
         lines += [f"  {state}: {row['name']}: {row['reason']}" for row in named[state]]
+    again = [row["name"] for row in rows if row.get("again")]
+    lines += [f"  done again: {name}: its {RESULT} was damaged" for name in again]
     code = BAD_INPUT if named["failed"] else NOT_TRUSTED if named["not trusted"] else DONE
     counts = {state.replace(" ", "_"): len(chosen) for state, chosen in named.items()}
     return Outcome({"output": str(output), **counts, "pairs": rows}, lines, code)

@@ -28,7 +28,7 @@ from kreg import io
 from kreg.cli.apply import transform_of
 from kreg.cli.images import check_frame
 from kreg.cli.outcome import Outcome, UsageError
-from kreg.cli.points import read_points, read_table
+from kreg.cli.points import check_arrived, read_points, read_table
 from kreg.cli.terminal import start_keras
 from kreg.io.errors import refusal
 
@@ -80,6 +80,7 @@ def _points(fixed: Path, moving: Path, transform) -> dict[str, Any]:
     if transform is None:
         return found | _spread("TRE", np.linalg.norm(points[0] - points[1], axis=-1))
     there = transform.transform_world_points(points[0])
+    check_arrived(fixed, there)
     errors = np.linalg.norm(there - points[1], axis=-1)
     grid = transform.moving
     diagonal = float(np.linalg.norm(np.multiply(grid.shape, grid.spacing)))
@@ -99,7 +100,7 @@ def _spread(name: str, values: np.ndarray) -> dict[str, float]:
 
 def _laid_over(fixed: Path, moving: Path, transform, labels: bool) -> list[io.Image]:
     """Return both images on one grid."""
-    pair = [io.read(fixed), io.read(moving)]
+    pair = [io.read(path, labels=labels) for path in (fixed, moving)]
     if transform is not None:
         pair[1] = transform.apply(pair[1], pair[0].grid, labels=labels)
     sizes = [(image.shape, image.channels or 1) for image in pair]
@@ -141,8 +142,12 @@ def _labels(fixed: Path, moving: Path, transform) -> dict[str, Any]:
     maps = []
     for path, image in zip((fixed, moving), pair, strict=True):
         array = np.asarray(image.array)
-        if image.channels not in (None, 1) or (array != np.rint(array)).any():
-            raise refusal(path, "a map of whole numbers, a label a voxel", f"dtype {array.dtype}")
+        if image.channels not in (None, 1):
+            received = f"{image.channels} channels"
+            raise refusal(path, "a map of whole numbers, a label a voxel,", received)
+        if (array != np.rint(array)).any() or max(-float(array.min()), float(array.max())) >= 2**63:
+            received = f"dtype {array.dtype}, {array.min():g} to {array.max():g}"
+            raise refusal(path, "a map of whole numbers of 64 bits, a label a voxel,", received)
         maps.append(array.reshape(image.shape).astype("int64")[None])
     names = [int(one) for one in np.union1d(*maps) if one != 0]
     if not names or len(names) > _MOST_LABELS:

@@ -30,9 +30,13 @@ def read_image(path: str | Path) -> io.Image:
         return image
     array = np.asarray(image.array)
     wrong = 0 if array.dtype.kind != "f" else int((~np.isfinite(array)).sum())
+    large = np.finfo("float32").max
     if wrong:
         received = f"{wrong} NaN or infinite values"
         raise refusal(path, "finite values", received, "fill them, and leave them out by a mask")
+    if max(-float(array.min()), float(array.max())) > large:
+        received = f"{array.min():g} to {array.max():g}"
+        raise refusal(path, f"values up to {large:g}, as float32 has them", received, "scale them")
     if array.min() == array.max():
         raise refusal(path, "something to see", f"the value {array.min():g} everywhere")
     return image
@@ -44,7 +48,7 @@ def read_mask(path: str | Path, image: io.Image) -> io.Image:
     Raises:
         FileError: if it cannot be read, is of another size or frame, or 0 everywhere.
     """
-    mask = io.read(path)
+    mask = io.read(path, labels=True)
     if mask.shape != image.shape or mask.channels not in (None, 1):
         received = f"shape {tuple(mask.array.shape)}"
         raise refusal(path, f"a mask of the shape {image.shape} of its image", received)
@@ -53,15 +57,16 @@ def read_mask(path: str | Path, image: io.Image) -> io.Image:
     weights = ((values != 0) & ~np.isnan(values)).astype("float32")
     if not weights.any():
         raise refusal(path, "a mask that leaves something to see", "0 everywhere")
-    return io.Image(weights, mask.affine, mask.unit, str(path))
+    return io.Image(weights, mask.affine, mask.unit, str(path), mask.plane)
 
 
 def check_frame(image: io.Image, other: io.Image) -> None:
     """Raise `FileError` if both are in millimetres, and an image's voxels lie elsewhere."""
     if not image.grid.agrees_with(other.grid):
         frames = [
-            f"{one.grid.orientation} from {np.round(one.affine[:-1, -1], 3).tolist()}"
+            f"{one.grid.orientation} from {np.round(origin[:-1, -1], 3).tolist()}"
             for one in (image, other)
+            for origin in [one.affine if one.plane is None else one.grid.scan]
         ]
         expected = f"the frame of '{other.source}', {frames[1]},"
         raise refusal(image.source, expected, frames[0], "resample it onto that grid")

@@ -10,7 +10,6 @@ Examples:
   kreg info aligned/transform.npz --json
 """
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ import numpy as np
 from absl import flags
 
 from kreg import io
-from kreg.cli.new_folder import RESULT, files_of
+from kreg.cli.new_folder import RESULT, is_damaged, result_of
 from kreg.cli.outcome import Outcome, UsageError
 from kreg.cli.register import displacement, told
+from kreg.io.errors import refusal
 
 #: Of larger images the values are not looked at.
 _LOOKED_AT = 2**27
@@ -36,21 +36,36 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     if len(arguments) != 1:
         raise UsageError(f"Expected one file. Received: {len(arguments)}.")
     path = Path(arguments[0])
-    if path.is_dir() and RESULT in files_of(path):
-        result = json.loads((path / RESULT).read_text(encoding="utf-8"))
-        names = f"  {result['moving']} over {result['fixed']}, by {result['settings']['transform']}"
-        return Outcome({"kind": "result", **result}, [*told(result), names])
+    if is_damaged(path):
+        raise refusal(path / RESULT, "a result", "other contents, or a truncated file", "redo it")
+    result = result_of(path)
+    if result is not None:
+        try:
+            return Outcome({"kind": "result", **result}, _result(result))
+        except (KeyError, TypeError, ValueError) as error:
+            raise refusal(path / RESULT, "a result of kreg", "one that lacks parts") from error
     found = _transform(path) if _is_transform(path) else _image(path)
     width = max(map(len, found))
     lines = [f"{name:{width}}  {_text(value)}" for name, value in found.items()]
     return Outcome({"file": str(path), **found}, lines)
 
 
+def _result(result: dict[str, Any]) -> list[str]:
+    if "trusted" in result:
+        names = f"  {result['moving']} over {result['fixed']}, by {result['settings']['transform']}"
+        return [*told(result), names]
+    what = "predictions" if "pairs" in result else f"a trained {result['settings']['model']}"
+    return [f"{what}: {' '.join(result['files'])}"]
+
+
 def _is_transform(path: Path) -> bool:
-    if path.suffix.lower() != ".npz" or not zipfile.is_zipfile(path):
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return False
-    with zipfile.ZipFile(path) as archive:
-        return {"format.npy", "matrix.npy"} <= set(archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"format.npy", "matrix.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _image(path: Path) -> dict[str, Any]:
@@ -78,7 +93,8 @@ def _transform(path: Path) -> dict[str, Any]:
 
 
 def _grid(grid) -> dict[str, Any]:
-    return {
+    scan = {} if grid.plane is None else {"first_voxel_in_scan": grid.scan[:3, 3].tolist()}
+    return scan | {
         "sizes": list(grid.shape),
         "spacing": list(grid.spacing),
         "unit": grid.unit,

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from kreg.cli.outcome import UsageError
+from kreg.cli.outcome import UsageError, check_finite
 
 _LINEAR = ("translation", "rigid", "similarity", "affine", "homography")
 _SIMILARITIES = ("histogram", "mine", "ncc")
@@ -92,6 +92,7 @@ class Method:
                 f"Expected --transform {' '.join(_LINEAR)}, dense, or two of them such as "
                 f"rigid+dense. Received: {method.transform!r}."
             )
+        check_finite(values, "control_spacing", "elastic", "fluid")
         if dense and not method.elastic + method.fluid > 0:
             raise UsageError("Expected --elastic or --fluid above 0. Received: 0 and 0.")
         if {"tfm", "mat"} & set(method.export) and (dense or linear == "homography"):

@@ -13,6 +13,15 @@ class UsageError(Exception):
     """A command line that says too little, too much, or what cannot be."""
 
 
+def check_finite(values: Any, *names: str) -> None:
+    """Raise `UsageError` if options that are numbers are NaN or infinite."""
+    for name in names:
+        if not math.isfinite(values[name].value):
+            raise UsageError(
+                f"Expected --{name} to be a finite number. Received: {values[name].value}."
+            )
+
+
 class Outcome(NamedTuple):
     """The result of a command.
 

@@ -1,12 +1,13 @@
 """Points in CSV files: columns x, y and, in 3-D, z, in the world of an image."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kreg.io.errors import reason, refusal
+from kreg.io.errors import check_file, reason, refusal
 from kreg.io.files import replacing
 
 
@@ -33,18 +34,25 @@ def read_table(path: Path, columns: str) -> Table:
         FileError: if it cannot be read, has no rows, or rows of unequal length.
     """
     expected = f"a CSV file with a header and the columns {columns}"
-    if path.is_dir():
-        raise refusal(path, expected, "a folder")
+    check_file(path, expected)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file, strict=True) if any(map(str.strip, row))]
-    except FileNotFoundError as error:
-        raise refusal(path, expected, "no such file", "check the spelling") from error
-    except (OSError, ValueError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+    except UnicodeDecodeError as error:
+        raise refusal(path, expected, reason(error), "save it as UTF-8") from error
+    except (OSError, ValueError, csv.Error) as error:
         raise refusal(path, expected, reason(error)) from error
     if len(rows) < 2:
         raise refusal(path, expected, f"{len(rows)} lines")
     header, *rows = rows
+    if len(header) == 1 and {*";\t"} & {*header[0]}:
+        received = "semicolons" if ";" in header[0] else "tabs"
+        remedy = "export it with commas between values, and points in numbers"
+        raise refusal(path, expected, f"values apart by {received}", remedy)
+    names = [name.strip().lower() for name in header if name.strip()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise refusal(path, f"{expected}, each once,", f"'{twice[0]}' twice", "rename one")
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             received = f"{len(row)} values in row {number}, {len(header)} columns"
@@ -69,7 +77,7 @@ def read_points(path: Path, dimensions: int) -> tuple[Table, Any]:
     points = np.empty((len(table.rows), dimensions))
     for number, row in enumerate(table.rows, 1):
         try:
-            points[number - 1] = [float(row[place]) for place in places if place is not None]
+            points[number - 1] = [_number(row[place]) for place in places if place is not None]
         except ValueError as error:
             raise refusal(path, f"numbers in {expected}", f"{reason(error)} in row {number}") from (
                 error
@@ -77,6 +85,20 @@ def read_points(path: Path, dimensions: int) -> tuple[Table, Any]:
     if not np.isfinite(points).all():
         raise refusal(path, f"finite numbers in {expected}", "NaN or infinity", "leave those out")
     return table, points
+
+
+def _number(text: str) -> float:
+    if "_" in text:  # which Python takes for digits in groups
+        raise ValueError(f"could not convert string to float: {text!r}")
+    return float(text)
+
+
+def check_arrived(path: Path, points: Any) -> None:
+    """Raise `FileError` if some points ``(n, D)`` are carried nowhere."""
+    lost = np.flatnonzero(~np.isfinite(points).all(-1))
+    if lost.size:
+        received = f"{lost.size} that it carries nowhere, the first in row {lost[0] + 1}"
+        raise refusal(path, "points that the transform carries", received, "leave those out")
 
 
 def write_points(path: Path, table: Table, points: Any, overwrite: bool) -> None:
@@ -107,5 +129,5 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise refusal(path, "the name of a file", "a folder")
     if not path.parent.is_dir():
         raise refusal(path, "a folder that exists", f"no folder '{path.parent}'", "create it")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise refusal(path, "no file yet", "one that exists", "--overwrite replaces it")

@@ -5,6 +5,11 @@ usage: kreg predict MODEL DATA --output FOLDER [options]
 MODEL is a .keras file, or the folder of `kreg train`. DATA is as in training: a folder with two
 folders, moving and fixed, with images of equal names; or an .npz with the arrays moving and fixed.
 
+Images in millimetres lie where their frames say: the network is shown the moving image on the
+grid of the fixed one, and the transform leads from one world to the other. It knows no frames
+itself: all fixed images need its size, and the axes (kreg info) of those it was trained on.
+Pictures and others in pixels are laid voxel over voxel.
+
 Of a folder, each pair gets FOLDER/NAME with warped.* and transform.npz (for `kreg apply`); of an
 .npz there is one predictions.npz with the arrays warped and displacement. In FOLDER/result.json
 stands the NCC of each pair before and after.
@@ -22,7 +27,7 @@ from absl import flags
 
 from kreg import io
 from kreg.cli import images
-from kreg.cli.new_folder import RESULT, new_folder
+from kreg.cli.new_folder import RESULT, new_folder, result_of
 from kreg.cli.outcome import Outcome, UsageError, as_json
 from kreg.cli.pairs import arrays_of, paired_files, placed, training_pairs
 from kreg.cli.terminal import counted, start_keras
@@ -38,7 +43,7 @@ def define(values: flags.FlagValues) -> None:
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Register all pairs by a model."""
-    if len(arguments) != 2 or values.output is None:
+    if len(arguments) != 2 or not values.output:
         raise UsageError(
             "Expected MODEL, DATA and --output FOLDER. Received: "
             f"{len(arguments)} paths, --output {values.output or 'missing'}."
@@ -51,6 +56,8 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     with new_folder(Path(values.output), values.overwrite) as folder:
         model = load_model(given)
         pairs = training_pairs(data, values.batch_size, shuffle=False, seed=0)
+        if not packed:
+            _check_axes(given, data, pairs.fixed.axes)
         scores, files = _predict(model, pairs, data, names, folder)
         result = {"kreg": __version__, "model": str(given), "data": str(data), "pairs": scores}
         result |= {"files": [*files, RESULT]}
@@ -84,6 +91,14 @@ def load_model(path: Path) -> Any:
     if not isinstance(model, training.RegistrationModel):
         raise refusal(path, expected, f"a {type(model).__name__}")
     return model
+
+
+def _check_axes(model: Path, data: Path, axes: str | None) -> None:
+    """Raise `FileError` if a network was trained on images that lay otherwise in their arrays."""
+    trained = (result_of(model if model.is_dir() else model.parent) or {}).get("axes")
+    if trained and axes and trained != axes:
+        remedy = "reorient them: the network knows no frames"
+        raise refusal(data, f"images of the axes {trained}, as in training,", axes, remedy)
 
 
 def _predict(model, pairs, data: Path, names: list[str], folder: Path) -> tuple[list, list[str]]:

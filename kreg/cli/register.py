@@ -39,6 +39,7 @@ from kreg.cli.method import Method
 from kreg.cli.new_folder import RESULT, new_folder
 from kreg.cli.outcome import DONE, NOT_TRUSTED, Outcome, UsageError, as_json
 from kreg.cli.terminal import is_terminal, say, start_keras
+from kreg.io.transform_files import check_field
 from kreg.version import __version__
 
 #: Shows a result; needs no network.
@@ -69,7 +70,7 @@ class PairFiles(NamedTuple):
 
 def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     """Register two files."""
-    if len(arguments) != 2 or values.output is None:
+    if len(arguments) != 2 or not values.output:
         raise UsageError(
             "Expected two images and --output FOLDER. Received: "
             f"{len(arguments)} images, --output {values.output or 'missing'}."
@@ -106,6 +107,8 @@ def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) ->
     """
     start = time.perf_counter()
     read = [images.read_image(path) for path in (pair.fixed, pair.moving)]
+    if "nii.gz" in how.export:  # now, not after the work
+        check_field(pair.fixed, read[0].grid)
     given = (pair.fixed_mask, pair.moving_mask)
     masks = [
         None if path is None else images.read_mask(path, image)

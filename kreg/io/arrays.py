@@ -45,9 +45,8 @@ def read_npz(path: Path) -> Image:
     if name != "array" and len(values) != 1:
         shown = ", ".join(list(values)[:5]) or "nothing"
         raise refusal(path, 'one array, or one called "array"', shown, "save it alone")
-    affine = values.get("affine")
-    unit = str(values.get("unit", "px"))
-    return _checked(path, values[name], affine, unit)
+    grid = (values.get("affine"), str(values.get("unit", "px")), values.get("plane"))
+    return _checked(path, values[name], *grid)
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -74,10 +73,10 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     return values
 
 
-def _checked(path: Path, array: np.ndarray, affine=None, unit: str = "px") -> Image:
+def _checked(path: Path, array: np.ndarray, affine=None, unit: str = "px", plane=None) -> Image:
     if array.dtype.kind not in "biuf":
         raise refusal(path, _NUMBERS, f"dtype {array.dtype}", "save real numbers")
-    return Image(array, affine, unit, str(path))
+    return Image(array, affine, unit, str(path), plane)
 
 
 def write_npy(path: Path, image: Image) -> None:
@@ -88,7 +87,8 @@ def write_npy(path: Path, image: Image) -> None:
 
 def write_npz(path: Path, image: Image) -> None:
     """Write the array and its grid."""
+    values = {"array": np.asarray(image.array), "affine": image.affine, "unit": image.unit}
+    if image.plane is not None:
+        values["plane"] = image.plane
     with path.open("wb") as file:
-        np.savez_compressed(
-            file, array=np.asarray(image.array), affine=image.affine, unit=image.unit
-        )
+        np.savez_compressed(file, **values)

@@ -1,5 +1,6 @@
 """What is wrong with a file, in one line."""
 
+import stat
 from pathlib import Path
 
 #: The longest part of a decoder's own message that is repeated.
@@ -27,6 +28,19 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1].rstrip(".") if lines else type(error).__name__
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+
+
+def check_file(path: Path, expected: str) -> None:
+    """Raise `FileError` unless there is a file: one that would wait for a pipe never ends."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise refusal(path, expected, "no such file", "check the spelling") from error
+    except (OSError, ValueError) as error:
+        raise refusal(path, expected, reason(error)) from error
+    if not stat.S_ISREG(mode):
+        received = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+        raise refusal(path, expected, received, "name a file")
 
 
 def check_size(path: Path, promised: int, held: int, compressed: bool) -> None:

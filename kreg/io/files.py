@@ -16,16 +16,17 @@ from kreg.io.image import Image
 
 
 class Format(NamedTuple):
-    """What reads, and what writes, the files of a suffix."""
+    """What reads, and what writes, the files of a suffix; what reads labels where that differs."""
 
     name: str
     read: Callable[[Path], Image]
     write: Callable[[Path, Image], None] | None = None
+    read_labels: Callable[[Path], Image] | None = None
 
 
-_PICTURE = Format("a picture", pictures.read)
-_WRITTEN_PICTURE = Format("a picture", pictures.read, pictures.write)
-_TIFF = Format("a TIFF image", tiff.read, tiff.write)
+_PICTURE = Format("a picture", pictures.read, None, pictures.read_labels)
+_WRITTEN_PICTURE = Format("a picture", pictures.read, pictures.write, pictures.read_labels)
+_TIFF = Format("a TIFF image", tiff.read, tiff.write, tiff.read_labels)
 _NIFTI = Format("a NIfTI image", nifti.read, nifti.write)
 _ITK = Format("an image of ITK's formats", itk.read, itk.write)
 _READ_BY_ITK = Format("an image of ITK's formats", itk.read)
@@ -61,7 +62,7 @@ def suffix_of(path: Path) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
-def read(path: str | os.PathLike) -> Image:
+def read(path: str | os.PathLike, *, labels: bool = False) -> Image:
     """Return the image of a file, or of a folder: a DICOM series, or zarr.
 
     PNG, JPEG, BMP, GIF, WebP, PGM, PPM; TIFF, OME-TIFF; NIfTI; ``.npy``, ``.npz``; zarr,
@@ -74,8 +75,14 @@ def read(path: str | os.PathLike) -> Image:
     * Pages of a TIFF that are alike are the slices of a volume, first axis first. Of several
       images in one TIFF or OME-Zarr the first counts, at full resolution. OME and ImageJ state
       a spacing.
-    * A fourth axis of NIfTI holds channels. One single slice is a 2-D image.
+    * A fourth axis of NIfTI holds channels. One single slice is a 2-D image in its own plane, and
+      is written where it lay (`Grid.plane`).
+    * Slices of a DICOM series may lie a tenth of a step off their place, not more.
     * NaN is read; `register` says what to do with it.
+
+    Args:
+        path: the file or folder.
+        labels: whether it is a map of labels: of palettes the indices count, not their colours.
 
     Raises:
         FileError: if there is no such file, it is damaged or of another format, or holds no image
@@ -116,13 +123,13 @@ def read(path: str | os.PathLike) -> Image:
         known = " ".join(FORMATS)
         raise refusal(path, f"one of {known}", f"the suffix {path.suffix!r}", "rename or convert")
     with _quiet():
-        return _guarded(kind, path)
+        return _guarded(kind, (labels and kind.read_labels) or kind.read, path)
 
 
-def _guarded(kind: Format, path: Path) -> Image:
+def _guarded(kind: Format, decode: Callable[[Path], Image], path: Path) -> Image:
     """Whatever a decoder raises about broken bytes becomes one line."""
     try:
-        return kind.read(path)
+        return decode(path)
     except FileError:
         raise
     except MemoryError as error:
@@ -195,8 +202,8 @@ def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
         raise refusal(path, "the name of a file", "a folder")
     if not path.parent.is_dir():
         raise refusal(path, "a folder that exists", f"no folder '{path.parent}'", "create it")
-    if path.exists() and not overwrite:
-        raise refusal(path, "no file yet", "one that exists", "pass overwrite=True to replace it")
+    if os.path.lexists(path) and not overwrite:
+        raise _exists(path)
     # Short, as the name of the file may already be as long as names may be.
     temporary = path.with_name(f".{secrets.token_hex(6)}{suffix_of(path)}")
     try:
@@ -205,7 +212,12 @@ def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # a full disk may speak up only now
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _take_new_name(temporary, path)
+    except FileExistsError as error:
+        raise _exists(path) from error
     except FileError as error:  # about the file that the user named
         raise FileError(str(error).replace(str(temporary), str(path))) from error
     except Exception as error:
@@ -214,3 +226,27 @@ def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _exists(path: Path) -> FileError:
+    return refusal(path, "no file yet", "one that exists", "pass overwrite=True to replace it")
+
+
+def _take_new_name(temporary: Path, path: Path) -> None:
+    """Give a file a name that nobody has, in one step; the caller removes the other name.
+
+    Raises:
+        FileExistsError: if somebody has it by now.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):  # no links here, as on FAT: the name is claimed first
+        with path.open("xb"):
+            pass
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise

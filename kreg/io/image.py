@@ -28,14 +28,18 @@ class Grid:
         affine: homogeneous ``(D + 1, D + 1)`` from voxel indices, in the order of `shape`, to
             the world (`kreg.io`); pixels, (x, y) = (column, row), where None.
         unit: "mm", or "px" where the spacing is unknown.
+        plane: of a 2-D image that is a slice of a scan, where its world lies in that of the scan:
+            homogeneous ``(4, 4)``, from (x, y, slice) to (x, y, z); the third column is the step
+            to the next slice. None where nothing is known of it.
 
     Raises:
-        ValueError: if the affine does not fit the shape, or cannot be inverted.
+        ValueError: if the affine does not fit the shape, or one cannot be inverted.
     """
 
     shape: tuple[int, ...]
     affine: Any = None
     unit: str = "px"
+    plane: Any = None
 
     def __post_init__(self):
         shape = tuple(int(size) for size in self.shape)
@@ -48,19 +52,20 @@ class Grid:
                 "Expected 2 or 3 spatial sizes above 0 and an affine of one row and column more. "
                 f"Received: sizes {shape}, affine of shape {affine.shape}."
             )
-        fits = np.isfinite(affine).all() and (affine[-1] == np.eye(size)[-1]).all()
-        steps = np.linalg.norm(affine[:-1, :-1], axis=0)
-        # Relative to the steps, so that the unit does not matter.
-        if not fits or not steps.all() or abs(np.linalg.det(affine[:-1, :-1] / steps)) < 1e-6:
-            raise ValueError(
-                "Expected an affine that is finite, can be inverted and whose last row is "
-                f"0 ... 0 1. Received: {affine.tolist()}."
-            )
+        _check_affine(affine)
         if self.unit not in UNITS:
             raise ValueError(f'Expected the unit "mm" or "px". Received: {self.unit!r}.')
-        affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
+        if self.plane is not None:
+            plane = np.array(self.plane, "float64")
+            if dimensions != 2 or plane.shape != (4, 4):
+                raise ValueError(
+                    "Expected a plane (4, 4) of a 2-D image, none of a volume. Received: shape "
+                    f"{plane.shape}, {dimensions}-D."
+                )
+            _check_affine(plane)
+            object.__setattr__(self, "plane", plane)
 
     @property
     def dimensions(self) -> int:
@@ -77,6 +82,21 @@ class Grid:
         """The world direction of each axis of the array, a unit column each, ``(D, D)``."""
         return self.affine[:-1, :-1] / self.spacing
 
+    @property
+    def sheared(self) -> bool:
+        """Whether the axes, of a slice those of its scan, are not at right angles, as ITK minds."""
+        axes = (self.affine if self.plane is None else self.scan)[:-1, :-1]
+        axes = axes / np.linalg.norm(axes, axis=0)
+        return bool(abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-4)
+
+    @property
+    def scan(self) -> np.ndarray:
+        """Voxels (i, j[, k]) to (x, y, z), ``(4, 4)``: of a 2-D grid, as one slice of a scan."""
+        whole = np.eye(4)
+        rows = [*range(self.dimensions), 3]
+        whole[np.ix_(rows, rows)] = self.affine
+        return whole if self.plane is None else self.plane @ whole
+
     def agrees_with(self, other: "Grid") -> bool:
         """Whether voxels of the same indices lie in the same places, as far as both units tell.
 
@@ -84,9 +104,11 @@ class Grid:
         """
         if (self.unit, other.unit) != ("mm", "mm"):
             return True
+        known = self.plane is not None and other.plane is not None
+        one, two = (grid.scan if known else grid.affine for grid in (self, other))
         corners = np.array(list(itertools.product(*([0, size - 1] for size in self.shape))))
-        apart = corners @ (self.affine - other.affine)[:-1, :-1].T
-        apart += (self.affine - other.affine)[:-1, -1]
+        corners = np.pad(corners, [(0, 0), (0, len(one) - 1 - self.dimensions)])
+        apart = corners @ (one - two)[:-1, :-1].T + (one - two)[:-1, -1]
         return bool(abs(apart).max() <= 0.1 * min(self.spacing))
 
     @property
@@ -110,6 +132,7 @@ class Image:
             array of rank 3 has channels if its last axis is 4 or shorter.
         unit: "mm", or "px" where the spacing is unknown.
         source: where it came from, for messages.
+        plane: where a 2-D image lies in the scan that it is a slice of (`Grid`).
 
     Raises:
         ValueError: if the values are not real numbers, or array and affine do not fit.
@@ -119,6 +142,7 @@ class Image:
     affine: Any = None
     unit: str = "px"
     source: str = ""
+    plane: Any = None
 
     def __post_init__(self):
         array = self.array if hasattr(self.array, "dtype") else np.asarray(self.array)
@@ -138,14 +162,15 @@ class Image:
                 "Expected an array (*spatial) or (*spatial, channels) with 2 or 3 spatial axes "
                 f"and an affine of one row and column more. Received: shape {shape}."
             )
-        grid = Grid(shape[:dimensions], self.affine, self.unit)
+        grid = Grid(shape[:dimensions], self.affine, self.unit, self.plane)
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", grid.affine)
+        object.__setattr__(self, "plane", grid.plane)
 
     @property
     def grid(self) -> Grid:
         """Where its voxels lie."""
-        return Grid(self.array.shape[: len(self.affine) - 1], self.affine, self.unit)
+        return Grid(self.array.shape[: len(self.affine) - 1], self.affine, self.unit, self.plane)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -167,6 +192,19 @@ class Image:
     def spacing(self) -> tuple[float, ...]:
         """The distance of voxel centres along each axis of the array."""
         return self.grid.spacing
+
+
+def _check_affine(affine: np.ndarray) -> None:
+    """Raise `ValueError` unless it is finite and can be inverted; let nothing be written to it."""
+    fits = np.isfinite(affine).all() and (affine[-1] == np.eye(len(affine))[-1]).all()
+    steps = np.linalg.norm(affine[:-1, :-1], axis=0)
+    # Relative to the steps, so that the unit does not matter.
+    if not fits or not steps.all() or abs(np.linalg.det(affine[:-1, :-1] / steps)) < 1e-6:
+        raise ValueError(
+            "Expected an affine that is finite, can be inverted and whose last row is "
+            f"0 ... 0 1. Received: {affine.tolist()}."
+        )
+    affine.setflags(write=False)
 
 
 def closest_axes(target: np.ndarray, directions: np.ndarray) -> tuple[list[int], list[bool]]:

@@ -60,13 +60,16 @@ def read(path: Path) -> Image:
         array = array.astype("float64")
     affine = _frame(image.header)
     affine[:3] *= _UNITS.get(image.header.get_xyzt_units()[0], 1.0)
-    return single_slice(array, affine, str(path))
+    found = single_slice(array, affine, str(path))
+    if len(shape) == 2 and found.dimensions == 2 and np.allclose(found.plane, np.eye(4)):
+        return Image(found.array, found.affine, "mm", str(path))  # it knows no third axis
+    return found
 
 
 def _frame(header: Any) -> np.ndarray:
     """Return the affine from voxels to the world, LPS, in the units of the file."""
     sform, qform = header["sform_code"], header["qform_code"]
-    if sform > 0 and (qform <= 0 or (sform == 1 and not _sheared(header.get_sform()))):
+    if sform > 0 and (qform <= 0 or (sform == 1 and not _sheared(header))):
         return _TURN @ header.get_sform()
     if qform > 0:
         return _TURN @ header.get_qform()
@@ -74,25 +77,41 @@ def _frame(header: Any) -> np.ndarray:
     return np.diag([*steps, 1.0])
 
 
-def _sheared(affine: np.ndarray) -> bool:
-    """Whether the axes are not at right angles, as far as ITK minds."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return not abs(directions.T @ directions - np.eye(3)).max() < 1e-4
+def _sheared(header: Any) -> bool:
+    """Whether the axes of the sform are not at right angles, or there are none."""
+    try:
+        return Grid((1, 1, 1), header.get_sform()).sheared
+    except ValueError:
+        return True
 
 
 def single_slice(array: np.ndarray, affine: np.ndarray, source: str) -> Image:
-    """Return a volume in millimetres as an image, a 2-D one if it is one slice alone."""
+    """Return a volume in millimetres as an image, a 2-D one if it is one slice alone.
+
+    The axes of its world are those of the scan, but for the one closest to the normal, turned
+    into the plane of the slice by the smallest rotation; so slices side by side share a world.
+    """
     thin = [axis for axis in range(3) if array.shape[axis] == 1]
     if len(thin) != 1:
         return Image(array, affine, "mm", source)
     (axis,) = thin
-    order, _ = closest_axes(np.eye(3), affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
-    flat = np.delete(np.delete(affine, order.index(axis), 0), axis, 1)
-    # Of a slice that lies askew the lengths count, not its shadow.
-    flat[:2, :2] *= np.linalg.norm(np.delete(affine, axis, 1)[:3, :2], axis=0) / np.linalg.norm(
-        flat[:2, :2], axis=0
-    )
-    return Image(np.squeeze(array, axis), flat, "mm", source)
+    Grid((1, 1, 1), affine)  # it can be inverted, or there is no plane
+    steps = np.delete(affine[:3, :3], axis, 1)
+    normal = np.cross(*steps.T)
+    normal /= np.linalg.norm(normal)
+    closest = int(np.argmax(abs(normal)))
+    normal *= np.sign(normal[closest])
+    axes = np.delete(np.eye(3), closest, 1)
+    # The rotation from one unit vector, a, to another, n, takes x to x - (a + n) (n x) / (1 + n a),
+    # where x is perpendicular to a.
+    axes -= np.outer(np.eye(3)[closest] + normal, normal @ axes) / (1 + normal[closest])
+    flat = np.eye(3)
+    flat[:2, :2] = axes.T @ steps
+    flat[:2, 2] = axes.T @ affine[:3, 3]
+    plane = np.eye(4)
+    plane[:3, :2], plane[:3, 2] = axes, affine[:3, axis]
+    plane[:3, 3] = affine[:3, 3] - axes @ flat[:2, 2]
+    return Image(np.squeeze(array, axis), flat, "mm", source, plane)
 
 
 def write(path: Path, image: Image) -> None:
@@ -112,24 +131,24 @@ def write(path: Path, image: Image) -> None:
 def write_array(path: Path, array: np.ndarray, grid: Grid, vectors: bool) -> None:
     """Write an array ``(*spatial)``, or ``(*spatial, components)`` as vectors.
 
-    Shears, which a qform cannot hold, are in the sform alone.
+    Shears, which a qform cannot hold, are in the sform alone. A slice of a scan is a volume of
+    one slice, where it lay.
     """
     import nibabel
 
     dimensions = grid.dimensions
-    affine = grid.affine
+    whole = grid.scan
     order, _ = closest_axes(np.eye(dimensions), grid.directions)
     if order == list(range(dimensions))[::-1]:  # row by row, where NIfTI has x first
         array = array.transpose([*order, *range(dimensions, array.ndim)])
-        affine = affine[:, [*order, -1]]
+        whole = whole[:, [*order, *range(dimensions, 4)]]
     if vectors:
         shape = (*array.shape[:dimensions], *(1,) * (4 - dimensions), array.shape[-1])
         array = array.reshape(shape)
-    whole = np.eye(4)
-    whole[:dimensions, :dimensions] = affine[:-1, :-1]
-    whole[:dimensions, 3] = affine[:-1, -1]
+    elif grid.plane is not None:
+        array = array[..., None]
     image = nibabel.Nifti1Image(array, _TURN @ whole, dtype=array.dtype)
-    image.set_qform(_TURN @ whole, code=0 if _sheared(whole) else 1)
+    image.set_qform(_TURN @ whole, code=0 if grid.sheared else 1)
     image.set_sform(_TURN @ whole, code=1)
     image.header.set_xyzt_units("mm" if grid.unit == "mm" else "unknown")
     if vectors:

@@ -1,11 +1,14 @@
 """Pictures: PNG, JPEG and what else Pillow reads, in pixels."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kreg.io.errors import refusal
 from kreg.io.image import Image, row_by_row
+from kreg.silence import without_stderr
 
 #: By how much floats may leave [0, 1], as interpolation by splines makes them.
 _SLACK = 1e-3
@@ -13,24 +16,38 @@ _SLACK = 1e-3
 
 def read(path: Path) -> Image:
     """Return a picture as uint8 or uint16, ``(rows, columns)`` or ``(rows, columns, 3)``."""
+    return _read_deep_colour(path) if _is_deep_colour(path) else _decoded(path, _in_colour)
+
+
+def read_labels(path: Path) -> Image:
+    """Return the same, but of a palette the indices."""
+    return _read_deep_colour(path) if _is_deep_colour(path) else _decoded(path, _indexed)
+
+
+def _decoded(path: Path, converted: Callable[[Any], Any]) -> Image:
     from PIL import Image as pillow
     from PIL import ImageOps
 
-    if _is_deep_colour(path):
-        return _read_deep_colour(path)
     with pillow.open(path) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1:
             raise refusal(path, "one picture", f"{frames} frames", "save one of them")
-        turned = ImageOps.exif_transpose(picture)
-        if turned.mode in ("1", "La", "LA"):
-            turned = turned.convert("L")
-        elif turned.mode != "L" and turned.mode[0] not in "IF":
-            turned = turned.convert("RGB")
-        array = np.asarray(turned)
+        array = np.asarray(converted(ImageOps.exif_transpose(picture)))
     if array.dtype.kind == "i" and array.min() >= 0 and array.max() < 2**16:
         array = array.astype("uint16")  # 16 bits that Pillow holds in 32
     return Image(array.astype(array.dtype.newbyteorder("="), copy=False), source=str(path))
+
+
+def _in_colour(picture: Any) -> Any:
+    if picture.mode in ("1", "La", "LA"):
+        return picture.convert("L")
+    return picture if picture.mode == "L" or picture.mode[0] in "IF" else picture.convert("RGB")
+
+
+def _indexed(picture: Any) -> Any:
+    if picture.mode == "PA":  # with an alpha channel
+        return picture.getchannel("P")
+    return picture if picture.mode == "P" else _in_colour(picture)
 
 
 def _is_deep_colour(path: Path) -> bool:
@@ -50,7 +67,8 @@ def _read_deep_colour(path: Path) -> Image:
             "a PNG of 16 bits in several channels",
             'save it as TIFF, or pip install "kreg[itk]"',
         ) from error
-    array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    with without_stderr():
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     if array.ndim == 3:  # without alpha
         array = array[..., :3] if array.shape[-1] > 2 else array[..., 0]
     return Image(array, source=str(path))

@@ -1,6 +1,7 @@
 """TIFF, with or without the metadata of OME and ImageJ."""
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,24 @@ _ALPHA = (1, 2)
 
 def read(path: Path) -> Image:
     """Return the first image of a file; pages of one size are the slices of a volume."""
+    return _read(path, _colours)
+
+
+def read_labels(path: Path) -> Image:
+    """Return the same, but of a palette the indices."""
+    return _read(path, _indices)
+
+
+def _colours(array: Any, axes: str, page: Any) -> tuple[Any, str]:
+    colours = (np.asarray(page.colormap).T >> 8).astype("uint8")
+    return colours[np.asarray(array)], axes + "S"
+
+
+def _indices(array: Any, axes: str, page: Any) -> tuple[Any, str]:
+    return array, axes
+
+
+def _read(path: Path, of_palette: Callable[[Any, str, Any], tuple[Any, str]]) -> Image:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
@@ -36,8 +55,7 @@ def read(path: Path) -> Image:
         else:
             array = _decoded(path, series, len(file.pages))
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            colours = (np.asarray(page.colormap).T >> 8).astype("uint8")
-            array, axes = colours[np.asarray(array)], axes + "S"
+            array, axes = of_palette(array, axes, page)
         elif page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu":
             highest = True if array.dtype == "bool" else np.iinfo(array.dtype).max
             array = highest ^ np.asarray(array)

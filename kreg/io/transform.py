@@ -148,7 +148,7 @@ class Transform:
             values = resampled(image.array, points, dimensions, sampler)
             values = values if channels else values[..., 0]
             result[rows] = values if labels else _rounded(values, dtype)
-        return Image(result, grid.affine, grid.unit, image.source)
+        return Image(result, grid.affine, grid.unit, image.source, grid.plane)
 
     def inverse(self) -> "Transform":
         """Return the transform from the moving image to the fixed one.

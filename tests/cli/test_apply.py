@@ -90,3 +90,27 @@ def test_large_integers_keep_their_values(kreg, folder, transform, dtype):
     write(folder / "b.npy", np.full(SHAPE, np.iinfo(dtype).max, dtype))
     assert kreg("apply", "out", "b.npy", "--output", "p.npy")[0] == 0
     assert int(read(folder / "p.npy").array[10, 10]) >= np.iinfo(dtype).max - 2048
+
+
+def test_slices_of_scans_are_written_where_the_fixed_one_lies(kreg, folder):
+    c, s = np.cos(0.5), np.sin(0.5)
+    plane = np.array([[c, 0, -4 * s, 20], [0, 1, 0, -7], [s, 0, 4 * c, 30], [0, 0, 0, 1]])
+    fixed = Image(scene(), np.diag([0.7, 1.1, 1]), "mm", "", plane)
+    moving = Image(scene((1.5, -2.0)), np.diag([0.7, 1.1, 1]), "mm", "", plane)
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        write(folder / f"{name}.nii", image)
+    grids = [read(folder / f"{name}.nii").grid for name in ("fixed", "moving")]
+    save_transform(folder / "t.npz", Transform(np.eye(3), *grids))
+    for suffix in (".nii.gz", ".npz"):
+        assert kreg("apply", "t.npz", "moving.nii", "--output", f"o{suffix}")[0] == 0
+        found = read(folder / f"o{suffix}")
+        assert found.grid.agrees_with(grids[0])
+        np.testing.assert_allclose(found.grid.scan, fixed.grid.scan, atol=1e-4)
+    # A map of labels in another plane is not compared as it lies.
+    aside = plane.copy()
+    aside[:3, 3] += 4
+    write(folder / "aside.nii", Image(scene(), np.diag([0.7, 1.1, 1]), "mm", "", aside))
+    code, _, said = kreg("evaluate", "--fixed_labels=fixed.nii", "--moving_labels=aside.nii")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "the frame of 'fixed.nii', " in said
+    assert "from [24.0, -3.0, 34.0]" in said

@@ -3,6 +3,7 @@
 import os
 import resource
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,56 @@ NAN = scene().astype("float32")
 NAN[3, 4] = np.nan
 VOLUME = np.random.default_rng(0).integers(0, 9, (6, 7, 8)).astype("uint8")
 POINTS = "x,y\n1,2\n3,4\n"
+
+TABLE = ("apply", "t.npz", "p.csv", "--output", "o.csv")
+
+
+def table(content):
+    """A transform, and a table of points."""
+
+    def make(folder):
+        transform(folder)
+        raw = content if isinstance(content, bytes) else content.encode()
+        (folder / "p.csv").write_bytes(raw)
+
+    return make
+
+
+def to_infinity(folder):
+    """A homography whose inverse carries no point from x = 10."""
+    grid = read(folder / "fixed.png").grid
+    matrix = np.eye(3)
+    matrix[2, 0] = 0.1
+    save_transform(folder / "t.npz", Transform(matrix, grid, grid))
+    (folder / "p.csv").write_text("x,y\n1,1\n10,0\n")
+
+
+def extra_member(folder):
+    np.savez(folder / "a.npz", moving=scene()[None], fixed=scene()[None])
+    with zipfile.ZipFile(folder / "a.npz", "a") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+def detached(suffix):
+    """A header of ITK whose values are to come from a pipe."""
+
+    def make(folder):
+        text = {
+            ".mhd": "ObjectType = Image\nNDims = 2\nDimSize = 8 8\nElementType = MET_UCHAR\n"
+            "ElementDataFile = pipe\n",
+            ".nhdr": "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 8 8\nencoding: raw\n"
+            "data file: pipe\n\n",
+        }[suffix]
+        (folder / f"a{suffix}").write_text(text)
+        os.mkfifo(folder / "pipe")
+
+    return make
+
+
+def loop(folder):
+    (folder / "a").symlink_to("b")
+    (folder / "b").symlink_to("a")
+
 
 #: name -> what is made beforehand, the command line ("bad" is the first file made), words of the
 #: message.
@@ -171,7 +222,78 @@ CASES = {
         ("apply", "t.npz", "p.csv", "--output", "o.csv"),
         "p.csv",
     ),
+    "semicolons": (table("x;y\n1,5;2,5\n"), TABLE, "commas between values"),
+    "tabs": (table("x\ty\n1\t2\n"), TABLE, "apart by tabs"),
+    "UTF-16": (table("x,y\n1,2\n".encode("utf-16")), TABLE, "save it as UTF-8"),
+    "a column twice": (table("x,y,X\n1,2,9\n"), TABLE, "'x' twice"),
+    "an underscore in a number": (table("x,y\n1_0,2\n"), TABLE, "'1_0' in row 1"),
+    "a number beyond all": (table("x,y\n1e400,2\n"), TABLE, "infinity"),
+    "a quote that does not end": (table('x,y\n"1,2\n'), TABLE, "p.csv"),
+    "a point without a place": (to_infinity, TABLE, "the first in row 2"),
+    "landmarks without a place": (
+        lambda f: (to_infinity(f), (f / "p.csv").write_text("x,y\n1,1\n-10,0\n")),
+        ("evaluate", "--transform=t.npz", "--fixed_points=p.csv", "--moving_points=p.csv"),
+        "the first in row 2",
+    ),
+    # what never ends, and what leads nowhere
+    "a pipe for points": (
+        lambda f: (transform(f), os.mkfifo(f / "p.csv")), TABLE, "a device or pipe"
+    ),
+    "a pipe for a list": (
+        lambda f: os.mkfifo(f / "p.csv"), ("batch", "p.csv", "--output", "out"), "device or pipe"
+    ),
+    "a pipe for a transform": (
+        lambda f: os.mkfifo(f / "t.npz"),
+        ("apply", "t.npz", "fixed.png", "--output", "o.png"),
+        "device or pipe",
+    ),
+    "a pipe to look at": (lambda f: os.mkfifo(f / "t.npz"), ("info", "t.npz"), "device or pipe"),
+    "a pipe to train on": (
+        lambda f: os.mkfifo(f / "t.npz"), ("train", "t.npz", "--output", "out"), "device or pipe"
+    ),
+    "a pipe behind a link": (lambda f: (f / "a.png").symlink_to("/dev/null"), ALIGN, "or pipe"),
+    "a link to itself": (loop, ("info", "a"), "symbolic links"),
+    "a link to itself as the folder": (
+        loop, ("register", "fixed.png", "moving.png", "--output", "a", *FEW), "name another"
+    ),
+    "a link to nothing as the file": (
+        lambda f: (transform(f), (f / "o.png").symlink_to("nowhere.png")),
+        ("apply", "t.npz", "moving.png", "--output", "o.png"),
+        "--overwrite",
+    ),
+    # arrays
+    "Python objects": (
+        lambda f: np.save(f / "a.npy", np.array([{1: 2}], object), allow_pickle=True),
+        ALIGN,
+        "never loaded",
+    ),
+    "two arrays": (
+        lambda f: np.savez(f / "a.npz", one=scene(), two=scene()), ALIGN, "one, two"
+    ),
+    "five axes": (
+        lambda f: np.save(f / "a.npy", np.ones((2, 4, 4, 4, 4))), ALIGN, "(2, 4, 4, 4, 4)"
+    ),
+    "another unit": (
+        lambda f: np.savez(f / "a.npz", array=scene(), unit="inch"), ALIGN, "'inch'"
+    ),
+    "values beyond float32": (holds("a.npy", scene() * 1e300), ALIGN, "scale them"),
+    "infinity": (holds("a.npy", np.where(scene() > 250, np.inf, scene())), ALIGN, "infinite"),
+    "a size of zero": (holds("a.nii", nifti((10, 0, 10))), ALIGN, "(10, 0, 10)"),
+    "a size below zero": (holds("a.nii", nifti((10, -5, 10))), ALIGN, "a.nii"),
+    "a foreign member": (
+        extra_member, ("train", "a.npz", "--output", "out"), "called moving and fixed"
+    ),
+    "a result of others": (
+        lambda f: ((f / "net").mkdir(), (f / "net" / "result.json").write_text('{"files": [1]}')),
+        ("info", "net"),
+        "lacks parts",
+    ),
     # evaluate
+    "infinite labels": (
+        holds("a.npy", np.where(scene() > 250, np.inf, 1.0)),
+        ("evaluate", "--fixed_labels", "a.npy", "--moving_labels", "a.npy"),
+        "1 to inf",
+    ),
     "unequal landmarks": (
         lambda f: [(f / name).write_text(text) for name, text in
                    (("a.csv", POINTS), ("b.csv", POINTS + "5,6\n"))],
@@ -247,6 +369,21 @@ def test_malformed_input_ends_with_one_line(kreg, folder, name):
         refused(kreg(*arguments), folder, words)
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_values_from_a_pipe_are_not_waited_for(kreg, folder, suffix):
+    pytest.importorskip("SimpleITK")
+    detached(suffix)(folder)
+    refused(kreg("info", f"a{suffix}"), folder, "device or pipe")
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">f4", "longdouble"])
+def test_unusual_numbers_are_carried_along(kreg, folder, dtype):
+    transform(folder)
+    np.save(folder / "a.npy", scene().astype(dtype))
+    assert kreg("apply", "t.npz", "a.npy", "--output", "o.npy")[0] == 0
+    np.testing.assert_array_equal(read(folder / "o.npy").array, scene())
+
+
 def test_a_folder_that_cannot_be_written(kreg, folder, monkeypatch):
     def denied(self, *args, **kwargs):
         raise PermissionError(13, "Permission denied")
@@ -300,6 +437,10 @@ def test_a_full_disk(kreg, folder, quick, command):
         (("register", "a", "b", "--output", "o", "--speed", "high"), "speed"),
         (("register", "a", "b", "--output", "o", "--seed", "one"), "seed"),
         (("register", "a", "b", "--output", "o", "--export=tfm", "--transform=dense"), "nii.gz"),
+        (("register", "a", "b", "--output", ""), "--output missing"),
+        (("register", "a", "b", "--output=o", "--elastic=nan"), "--elastic to be a finite"),
+        (("register", "a", "b", "--output=o", "--control_spacing=inf"), "finite number"),
+        (("train", "a", "--output=o", "--learning_rate=inf"), "--learning_rate to be a finite"),
         (("apply", "t.npz", "a.png", "--output", "b.csv"), "points"),
         (("evaluate", "--fixed", "fixed.png"), "half of --fixed"),
         (("train", "--output", "o"), "Expected DATA"),

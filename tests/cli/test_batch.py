@@ -7,6 +7,7 @@ import shlex
 import signal
 
 import numpy as np
+import pytest
 
 from kreg.cli import batch, register
 from kreg.io import load_transform
@@ -118,3 +119,74 @@ def test_interrupted_it_goes_on_later(kreg, folder, quick, monkeypatch):
     assert kreg(*command)[0] in (0, 3)
     assert done == [str(folder / "fixed.png")]
     assert summary(folder)["pair0002"]["state"] != "waiting"
+
+
+def test_results_of_other_files_are_not_taken_for_those_of_a_pair(kreg, folder, quick):
+    assert kreg(*listed(folder, "a,../fixed.png,../moving.png"))[0] in (0, 3)
+    (folder / "mask.png").write_bytes((folder / "fixed.png").read_bytes())
+    for row, header in (
+        ("a,../moving.png,../moving.png", "name,fixed,moving"),
+        ("a,../fixed.png,../fixed.png", "name,fixed,moving"),
+        ("a,../fixed.png,../moving.png,../mask.png", "name,fixed,moving,fixed_mask"),
+    ):
+        code, printed, _ = kreg(*listed(folder, row, header=header))
+        assert (code, summary(folder)["a"]["state"]) == (1, "failed")
+        assert "a result of the same files and options" in printed
+    assert kreg(*listed(folder, "a,../fixed.png,../moving.png"))[0] in (0, 3)
+    assert summary(folder)["a"]["state"] != "failed"
+
+
+def test_a_damaged_result_that_another_process_has_mended_stays(kreg, folder, quick, monkeypatch):
+    command = listed(folder, "a,../fixed.png,../moving.png")
+    kreg(*command)
+    result = folder / "all" / "a" / "result.json"
+    whole = result.read_text(encoding="utf-8")
+    result.write_text("{")
+
+    def slow(pair, how, unfinished):
+        found = register.align(pair, how, unfinished)
+        result.write_text(whole, encoding="utf-8")
+        return found
+
+    monkeypatch.setattr(batch, "align", slow)
+    code, printed, _ = kreg(*command)
+    assert (code in (0, 3), "done again" in printed) == (True, False)
+    assert result.read_text(encoding="utf-8") == whole
+
+
+@pytest.mark.parametrize("text", ["", '{"kreg": "0', "[1, 2]", "{}", '{"files": "all"}'])
+def test_a_damaged_result_is_done_again(kreg, folder, quick, monkeypatch, text):
+    command = listed(folder, "a,../fixed.png,../moving.png")
+    result = folder / "all" / "a" / "result.json"
+    assert kreg(*command)[0] in (0, 3)
+    whole = json.loads(result.read_text(encoding="utf-8"))
+    result.write_text(text, encoding="utf-8")
+    code, printed, said = kreg("info", "all/a")
+    assert (code, printed, said.count("\n")) == (1, "", 1)
+    assert "result.json" in said
+    code, printed, _ = kreg(*command)
+    assert code in (0, 3)
+    assert "done again: a: its result.json was damaged" in printed
+    again = json.loads(result.read_text(encoding="utf-8"))
+    assert again["matrix"] == whole["matrix"]
+    done = counted(monkeypatch)
+    assert "done again" not in kreg(*command)[1]
+    assert done == []
+    # What is not a result's own file stays.
+    result.write_text(text, encoding="utf-8")
+    (folder / "all" / "a" / "thesis.txt").touch()
+    assert "'thesis.txt', and a damaged result.json" in kreg(*command)[1]
+    assert (folder / "all" / "a" / "thesis.txt").exists()
+
+
+def test_a_result_without_a_number_does_not_end_the_batch(kreg, folder, quick):
+    command = listed(folder, "a,../fixed.png,../moving.png")
+    kreg(*command)
+    path = folder / "all" / "a" / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(result | {"similarity_after": None}), encoding="utf-8")
+    assert kreg(*command)[0] in (0, 3)
+    del result["settings"]
+    path.write_text(json.dumps(result), encoding="utf-8")
+    code, printed, _ = kreg(*command)
+    assert (code, "--overwrite replaces it" in printed) == (1, True)

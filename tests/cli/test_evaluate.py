@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image as pillow
 from skimage.metrics import structural_similarity
 
+from kreg.cli.images import read_mask
 from kreg.io import Image, Transform, read, save_transform, write
 from tests.cli.conftest import SHAPE, scene
 
@@ -50,6 +52,75 @@ def test_labels_by_dice_and_distance(kreg, folder):
     assert found["HD95"]["2"] == pytest.approx(1.0)  # two voxels of half a millimetre
     assert found["HD95"]["7"] is None  # infinite
     assert found["HD95 unit"] == "mm"
+
+
+ANISOTROPIC = np.diag([0.5, 3.0, 1.0])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_distances_are_measured_along_each_axis(kreg, folder, axis):
+    first, second = np.zeros(SHAPE, "uint8"), np.zeros(SHAPE, "uint8")
+    first[8:12, 10:14] = 3
+    second[8:12, 10:14] = 3
+    second = np.roll(second, 2, axis)
+    for name, labels in (("a", first), ("b", second)):
+        write(folder / f"{name}.npz", Image(labels, ANISOTROPIC, "mm"))
+    arguments = ("--fixed_labels=a.npz", "--moving_labels=b.npz", "--json")
+    found = json.loads(kreg("evaluate", *arguments)[1])
+    assert found["HD95"]["3"] == pytest.approx((1.0, 6.0)[axis])
+    assert found["HD95 mean"] == pytest.approx((1.0, 6.0)[axis])
+
+
+def test_the_moving_side_is_carried_from_fixed_to_moving(kreg, folder):
+    grid = read(folder / "fixed.png").grid
+    matrix = np.array([[1.0, 0, -2], [0, 1, 3], [0, 0, 1]])  # (x, y), fixed to moving
+    save_transform(folder / "t.npz", Transform(matrix, grid, grid))
+    fixed = scene()
+    moving = np.zeros_like(fixed)
+    moving[3:, :-2] = fixed[:-3, 2:]  # moving(row + 3, column - 2) = fixed(row, column)
+    carried = fixed.astype("float32")
+    carried[-3:], carried[:, :2] = 0, 0  # what lies beyond
+    write(folder / "m.png", moving)
+    arguments = ("--fixed=fixed.png", "--moving=m.png", "--transform=t.npz", "--json")
+    found = json.loads(kreg("evaluate", *arguments)[1])
+    expected = np.corrcoef(fixed.ravel(), carried.ravel())[0, 1]
+    assert found["NCC"] == pytest.approx(expected, abs=1e-4)
+    labels = [np.zeros(SHAPE, "uint8") for _ in range(2)]
+    labels[0][10:14, 10:14], labels[1][13:17, 8:12] = 4, 4
+    for name, one in zip("ab", labels, strict=True):
+        write(folder / f"{name}.png", one)
+    arguments = ("--fixed_labels=a.png", "--moving_labels=b.png", "--transform=t.npz", "--json")
+    found = json.loads(kreg("evaluate", *arguments)[1])
+    assert (found["Dice"]["4"], found["HD95"]["4"]) == (1.0, 0.0)
+
+
+def palette(path, indices):
+    """Save labels as programs do that colour them: an index of each colour."""
+    picture = pillow.fromarray(indices).convert("P")
+    # Two labels of one colour; that of 0 is not black.
+    picture.putpalette([9, 9, 9, 200, 0, 0, 200, 0, 0, 0, 200, 0] + [0] * 756)
+    picture.putdata(np.ravel(indices).tolist())
+    picture.save(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".tif"])
+def test_labels_with_a_palette_are_their_indices(kreg, folder, suffix):
+    labels = np.zeros(SHAPE, "uint8")
+    labels[4:8, 4:8], labels[14:18, 14:18], labels[14:18, 4:8] = 1, 2, 3
+    palette(folder / f"a{suffix}", labels)
+    write(folder / "b.npy", labels)
+    arguments = (f"--fixed_labels=a{suffix}", "--moving_labels=b.npy", "--json")
+    found = json.loads(kreg("evaluate", *arguments)[1])
+    assert found["Dice"] == {"1": 1.0, "2": 1.0, "3": 1.0}
+    grid = read(folder / "fixed.png").grid
+    save_transform(folder / "t.npz", Transform(np.eye(3), grid, grid))
+    assert kreg("apply", "t.npz", f"a{suffix}", "--labels", "--output=o.png")[0] == 0
+    np.testing.assert_array_equal(read(folder / "o.png").array, labels)
+    assert kreg("apply", "t.npz", f"a{suffix}", "--output=c.png")[0] == 0
+    assert read(folder / "c.png").array[5, 5].tolist() == [200, 0, 0]
+    # A mask, too, is where the index is not 0.
+    image = read(folder / "fixed.png")
+    np.testing.assert_array_equal(read_mask(folder / f"a{suffix}", image).array, labels > 0)
 
 
 def test_images_by_correlation_and_structure(kreg, folder):

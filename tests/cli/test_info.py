@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kreg.cli.images import read_image
-from kreg.io import Image, Transform, read, save_transform, write
-from tests.cli.conftest import SHAPE
+from kreg.io import Grid, Image, Transform, read, save_transform, write
+from tests.cli.conftest import SHAPE, scene
 
 
 def test_says_what_an_image_is(kreg, folder):
@@ -32,6 +32,42 @@ def test_says_what_a_transform_is(kreg, folder):
     assert (found["kind"], found["fixed_sizes"]) == ("transform", list(SHAPE))
     assert found["displacement"]["largest"] == 5
     assert "after a displacement" in kreg("info", "t.npz")[1]
+
+
+def test_displacements_are_told_in_the_unit_of_the_fixed_image(kreg, folder):
+    fixed = Grid((6, 7), np.array([[0, 2.0, 0], [0.5, 0, 0], [0, 0, 1]]), "mm")
+    field = np.zeros((6, 7, 2), "float32")
+    field[2, 3] = 12, 4  # 6 mm along the first axis, 8 mm along the second
+    save_transform(
+        folder / "t.npz", Transform(np.eye(3), fixed, Grid((9, 9), np.eye(3), "mm"), field)
+    )
+    found = json.loads(kreg("info", "t.npz", "--json")[1])["displacement"]
+    assert found["largest"] == pytest.approx(10.0)
+    assert found["mean"] == pytest.approx(10.0 / 42)
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (
+            {"files": ["model.keras"], "settings": {"model": "dirnet"}},
+            "a trained dirnet: model.keras",
+        ),
+        ({"files": ["a", "b"], "pairs": []}, "predictions: a b"),
+    ],
+)
+def test_results_of_networks_are_told(kreg, folder, result, words):
+    (folder / "net").mkdir()
+    (folder / "net" / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert kreg("info", "net") == (0, f"{words}\n", "")
+
+
+def test_slices_tell_where_they_lie_in_their_scan(kreg, folder):
+    plane = np.diag([1.0, 1, 4, 1])
+    plane[:3, 3] = 0, 0, 30
+    write(folder / "a.nii", Image(scene(), np.eye(3), "mm", "", plane))
+    found = json.loads(kreg("info", "a.nii", "--json")[1])
+    assert (found["sizes"], found["first_voxel_in_scan"]) == (list(SHAPE), [0, 0, 30])
 
 
 def test_ome_zarr_is_looked_at(kreg, folder):

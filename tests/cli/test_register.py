@@ -124,6 +124,18 @@ def test_interrupted_it_leaves_nothing(kreg, folder, quick, monkeypatch, number)
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_field_that_itk_cannot_read_is_refused_before_the_work(kreg, folder, monkeypatch):
+    seen = passed(monkeypatch)
+    sheared = np.array([[1, 0.3, 0], [0, 1, 0], [0, 0, 1]])
+    write(folder / "s.npz", Image(scene(), sheared, "mm"))
+    command = ("register", "s.npz", "moving.png", "--output=out", *FEW)
+    code, printed, said = kreg(*command, "--export=nii.gz")
+    assert (code, printed, said.count("\n"), seen) == (1, "", 1, {})
+    assert "right angles" in said
+    kreg(*command)
+    assert seen
+
+
 def passed(monkeypatch):
     """What reaches `kreg.io.register`, which then fails."""
     seen = {}

@@ -8,7 +8,7 @@ import pytest
 
 from kreg import models
 from kreg.cli.pairs import training_pairs
-from kreg.io import load_transform, read, write
+from kreg.io import Image, load_transform, read, write
 from kreg.training import RegistrationModel
 from tests.cli.conftest import SHAPE, scene, untouched
 
@@ -113,3 +113,54 @@ def test_arrays_and_files_are_trained_on_alike(folder, pairs):
         (first,), (second,) = (one[batch] for one in both)
         for side in ("moving", "fixed"):
             np.testing.assert_allclose(first[side], second[side])
+
+
+@pytest.mark.parametrize("name", ["state/latest.weights.h5", "state/training_metadata.json",
+                                  "history.json", None])  # fmt: skip
+def test_a_damaged_backup_is_told_and_kept(kreg, folder, pairs, small, monkeypatch, name):
+    ended = keras.callbacks.BackupAndRestore.on_epoch_end
+
+    def interrupted(self, epoch, logs=None):
+        ended(self, epoch, logs)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.callbacks.BackupAndRestore, "on_epoch_end", interrupted)
+        assert kreg(*TRAIN)[0] == 130
+    (backup,) = folder.glob(".net.*.training")
+    if name is None:  # killed between the two files
+        (backup / "state" / "training_metadata.json").unlink()
+    else:
+        (backup / name).write_bytes((backup / name).read_bytes()[:-20])
+    with untouched(folder):
+        code, printed, said = kreg(*TRAIN)
+    assert (code, printed, said.count("\n")) == (1, "", 1)
+    assert f"'{backup}'; remove that folder to train from the beginning" in said
+    (backup / "history.json").unlink()
+    for path in (backup / "state").iterdir():
+        path.unlink()
+    assert kreg(*TRAIN)[0] == 0
+
+
+def test_predictions_honour_frames(kreg, folder):
+    """A network that moves nothing lays volumes over one another as their frames say."""
+    fixed = Image(np.random.default_rng(0).random((8, 8, 16)), np.diag([2.0, 2, 1, 1]), "mm")
+    flipped = np.diag([-2.0, 2, 1, 1])
+    flipped[0, 3] = 14
+    for side in ("fixed", "moving"):
+        (folder / "scans" / side).mkdir(parents=True)
+    write(folder / "scans" / "fixed" / "a.nii", fixed)
+    moving = np.pad(fixed.array[::-1], [(0, 0), (0, 0), (0, 3)])  # the same, and some more
+    write(folder / "scans" / "moving" / "a.nii", Image(moving, flipped, "mm"))
+    models.dirnet((8, 8, 16, 1)).save(folder / "model.keras")
+    code, printed, said = kreg("predict", "model.keras", "scans", "--output=found", "--json")
+    assert code == 0, said
+    (score,) = json.loads(printed)["pairs"]
+    assert score["NCC before"] > 0.999
+    warped = read(folder / "found" / "a" / "warped.nii")
+    np.testing.assert_allclose(warped.array, fixed.array, atol=1e-5)
+    # The axes of the training are known where its result lies beside the model.
+    (folder / "result.json").write_text('{"files": [], "axes": "RAS"}')
+    code, _, said = kreg("predict", "model.keras", "scans", "--output=again")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "axes RAS, as in training, at 'scans'; reorient" in said

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image as pillow
+from scipy.spatial.transform import Rotation
 
 from kreg.io import FileError, Image, read, write
-from kreg.io.files import FORMATS
+from kreg.io.files import FORMATS, replacing
+from kreg.silence import without_stderr
 
 #: A NIfTI affine of unequal steps, turned and askew, right-anterior-superior.
 RAS = np.array([[-1.2, 0.1, 0, 30], [0.1, 0, 2.0, -20], [0, 0.9, 0.1, 5], [0, 0, 0, 1]])
@@ -109,6 +111,34 @@ def test_alpha_is_left_out_and_palettes_are_colours(tmp_path):
     palette.save(tmp_path / "p.png")
     found = read(tmp_path / "p.png").array
     np.testing.assert_array_equal(found, np.repeat(colours[..., :1], 3, -1))
+
+
+def indexed():
+    """A picture with a palette, its indices and its colours."""
+    indices = noise((5, 7), high=4)
+    picture = pillow.fromarray(indices).convert("P")
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 128, 255, 9, 9, 9] + [77] * 756)
+    picture.putdata(np.ravel(indices).tolist())
+    return picture, indices, np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [9, 9, 9]])[indices]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".tif", ".bmp"])
+def test_labels_are_the_indices_of_a_palette(tmp_path, suffix):
+    picture, indices, colours = indexed()
+    picture.save(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(read(tmp_path / f"a{suffix}").array, colours)
+    found = read(tmp_path / f"a{suffix}", labels=True)
+    np.testing.assert_array_equal(found.array, indices)
+    assert (found.channels, found.array.dtype) == (None, "uint8")
+    # What has none is the same, one way or the other.
+    pillow.fromarray(indices).save(tmp_path / f"b{suffix}")
+    np.testing.assert_array_equal(read(tmp_path / f"b{suffix}", labels=True).array, indices)
+
+
+def test_transparent_palettes_and_few_bits_have_their_indices(tmp_path):
+    picture, indices, _ = indexed()
+    picture.save(tmp_path / "a.png", transparency=0, bits=2)
+    np.testing.assert_array_equal(read(tmp_path / "a.png", labels=True).array, indices)
 
 
 def deep_colour_png(path, values):
@@ -300,6 +330,55 @@ def test_a_single_slice_is_a_picture(tmp_path, axis):
     np.testing.assert_allclose(image.spacing, steps, rtol=1e-6)
 
 
+def placed(path):
+    """The world point (LPS) of each value in a file of NIfTI, by nibabel."""
+    stored = nibabel.load(path)
+    voxels = np.moveaxis(np.indices(stored.shape[:3]), 0, -1).reshape(-1, 3)
+    points = nibabel.affines.apply_affine(stored.affine, voxels) * (-1, -1, 1)
+    return dict(zip(np.ravel(stored.dataobj).tolist(), points, strict=True))
+
+
+#: Right angles, about no axis of the world: turns of 50, 30 and 10 degrees.
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [50, 30, 10], degrees=True).as_matrix() * [0.7, 1.1, 4]
+OBLIQUE[:3, 3] = -30, 12, 55
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("affine", [OBLIQUE, RAS, np.diag([-2.0, 1, 3, 1])], ids=range(3))
+@pytest.mark.parametrize("suffix", [".nii.gz", ".npz", ".mha"])
+def test_a_slice_lies_in_its_plane_and_where_it_lay(tmp_path, axis, affine, suffix):
+    shape = np.insert([5, 6], axis, 1)
+    nibabel.save(
+        nibabel.Nifti1Image(np.arange(30, dtype="int16").reshape(shape), affine), tmp_path / "a.nii"
+    )
+    image = read(tmp_path / "a.nii")
+    steps = np.delete(affine[:3, :3], axis, 1)
+    np.testing.assert_allclose(image.affine[:2, :2].T @ image.affine[:2, :2], steps.T @ steps,
+                               atol=1e-5)  # fmt: skip
+    if suffix == ".mha":
+        pytest.importorskip("SimpleITK")
+        if affine is RAS:
+            with pytest.raises(FileError, match="shears"):
+                write(tmp_path / "b.mha", image)
+            return
+    write(tmp_path / f"b{suffix}", image)
+    again = read(tmp_path / f"b{suffix}")
+    assert again.grid.agrees_with(image.grid) or again.shape == image.shape[::-1]
+    write(tmp_path / "c.nii", again)
+    before, after = (placed(tmp_path / name) for name in ("a.nii", "c.nii"))
+    assert before.keys() == after.keys()
+    for value, point in before.items():
+        np.testing.assert_allclose(after[value], point, atol=1e-4)
+    # Another slice of the scan has the same axes, and another place.
+    moved = affine.copy()
+    moved[:3, 3] += 3 * affine[:3, axis]
+    nibabel.save(nibabel.Nifti1Image(image.array.reshape(shape), moved), tmp_path / "d.nii")
+    other = read(tmp_path / "d.nii")
+    np.testing.assert_allclose(other.grid.directions, image.grid.directions, atol=1e-6)
+    assert not other.grid.agrees_with(image.grid)
+
+
 def test_large_labels_stay(tmp_path):
     labels = np.array([[[0, 2**20], [2035, -7]]]).repeat(2, 0)
     write(tmp_path / "a.nii.gz", Image(labels, np.eye(4), "mm"))
@@ -389,26 +468,53 @@ def same_locale():
     locale.setlocale(locale.LC_ALL, before)
 
 
-def test_a_dicom_series_is_a_volume(tmp_path, same_locale):
+def dicom_series(folder, places):
+    """Write a slice for each place of a first voxel, and return the values."""
     sitk = pytest.importorskip("SimpleITK")
-    values = noise((3, 8, 9), "int16")
+    values = noise((len(places), 8, 9), "int16")
     series = sitk.GetImageFromArray(values)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
-    for index in range(3):
+    for index, place in enumerate(places):
         one = series[:, :, index]
         for tag, value in {
             "0008|0060": "CT",
             "0020|000e": "1.2.3.4",
             "0020|0013": str(index),
-            "0020|0032": f"-10\\5\\{index * 2.5}",
+            "0020|0032": "\\".join(map(str, place)),
             "0020|0037": "1\\0\\0\\0\\1\\0",
             "0028|0030": "0.75\\0.5",
         }.items():
             one.SetMetaData(tag, value)
         one.SetSpacing((0.5, 0.75))
-        writer.SetFileName(str(tmp_path / f"{index}.dcm"))
+        writer.SetFileName(str(folder / f"{index}.dcm"))
         writer.Execute(one)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ([(-10, 5, 2.5 * z) for z in (0, 1, 2, 4, 5)], "5 mm between '2.dcm' and '3.dcm'"),
+        ([(-10, 5, 2.5 * z) for z in (*range(8), 9)], "5 mm between '7.dcm' and '8.dcm'"),
+        ([(-10, 5, z) for z in (0, 2.5, 5.6, 7.5)], "3.1 mm between '1.dcm' and '2.dcm'"),
+        ([(-10, 5, z) for z in (0, 0, 2.5, 2.5)], "Received: 0 mm between"),
+        ([(-10, 5 + z, 2.5 * z) for z in range(4)], "tilted gantry"),
+    ],
+)
+def test_a_dicom_series_with_gaps_is_refused(tmp_path, same_locale, places, words):
+    dicom_series(tmp_path, places)
+    one_line(tmp_path, words, "copy all files")
+
+
+@pytest.mark.parametrize("heights", [(0, 2.52, 5.01, 7.5), (9, 6, 3, 0), (0, 3)])
+def test_a_dicom_series_may_be_rounded_and_run_downwards(tmp_path, same_locale, heights):
+    dicom_series(tmp_path, [(-10, 5, height) for height in heights])
+    assert read(tmp_path).shape == (len(heights), 8, 9)
+
+
+def test_a_dicom_series_is_a_volume(tmp_path, same_locale):
+    values = dicom_series(tmp_path, [(-10, 5, 2.5 * index) for index in range(3)])
     image = read(tmp_path)
     np.testing.assert_array_equal(image.array, values)
     np.testing.assert_allclose(image.spacing, (2.5, 0.75, 0.5))
@@ -423,6 +529,27 @@ def test_simpleitk_is_asked_for(tmp_path, monkeypatch):
     with pytest.raises(FileError, match=r"kreg\[itk\]"):
         write(tmp_path / "b.mha", noise((4, 5)))
     assert os.listdir(tmp_path) == ["a.nrrd"]
+
+
+def test_itk_says_nothing_of_its_own(tmp_path, capfd):
+    pytest.importorskip("SimpleITK")
+    header = b"ObjectType = Image\nNDims = 3\nDimSize = 30 30 30\nElementType = MET_DOUBLE\n"
+    (tmp_path / "a.mha").write_bytes(header + b"ElementDataFile = LOCAL\n" + bytes(1000))
+    one_line(tmp_path / "a.mha", "truncated")
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"still there")  # afterwards
+    assert capfd.readouterr().err == "still there"
+
+
+def test_stderr_is_silent_until_the_last_thread_is_done(capfd):
+    first, second = without_stderr(), without_stderr()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    os.write(2, b"lost")
+    second.__exit__(None, None, None)
+    os.write(2, b"seen")
+    assert capfd.readouterr().err == "seen"
 
 
 # --- zarr ---
@@ -649,6 +776,34 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, suffix):
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+def unsupported(*args, **kwargs):
+    raise OSError(95, "Operation not supported")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    path = tmp_path / "a.png"
+
+    def written_meanwhile():
+        with replacing(path, False) as new:
+            new.write_bytes(b"ours")
+            path.write_bytes(b"theirs")
+
+    with pytest.raises(FileError, match="overwrite=True") as caught:
+        written_meanwhile()
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["a.png"]
+    write(tmp_path / "b.png", noise((5, 7)))
+    np.testing.assert_array_equal(read(tmp_path / "b.png").array, noise((5, 7)))
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+    with replacing(path, True) as new:
+        new.write_bytes(b"ours")
+    assert path.read_bytes() == b"ours"
 
 
 def test_new_files_have_usual_permissions(tmp_path):

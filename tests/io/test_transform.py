@@ -3,9 +3,11 @@ import os
 import subprocess
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from kreg import mapping as mapping_module
 from kreg.io import (
@@ -322,6 +324,76 @@ def test_simpleitk_applies_what_is_exported(tmp_path, dimensions, options, suffi
     warped = sitk.Resample(*images, applied, sitk.sitkLinear, 0.0)
     sitk.WriteImage(warped, str(tmp_path / "warped.nii.gz"))
     agree(found, on_grid(found, read(tmp_path / "warped.nii.gz")))
+
+
+def slice_grids():
+    """Two slices of one scan, oblique, of unequal steps, a little turned against one another."""
+    axes = Rotation.from_euler("xyz", [50, 30, 10], degrees=True).as_matrix()
+    plane = np.eye(4)
+    plane[:3, :3], plane[:3, 3] = axes * [1, 1, 4], (20, -7, 30)
+    return [Grid(one.shape, one.affine, "mm", plane) for one in GRIDS[2]]
+
+
+@pytest.mark.parametrize("suffix", [".tfm", ".mat", ".nii.gz"])
+@pytest.mark.parametrize("field", [False, True])
+def test_simpleitk_applies_what_is_exported_between_slices_of_scans(tmp_path, suffix, field):
+    sitk = pytest.importorskip("SimpleITK")
+    if field and suffix != ".nii.gz":
+        pytest.skip("holds no displacements")
+    plain = transform(2, field=field)
+    found = Transform(plain.matrix, *slice_grids(), plain.field)
+    save_transform(tmp_path / f"t{suffix}", found)
+    image = Image(moving_image(2).array, found.moving.affine, "mm", "", found.moving.plane)
+    write(tmp_path / "moving.nii.gz", image)
+    write(tmp_path / "warped.nii.gz", found.apply(image))
+    moving, ours = (sitk.ReadImage(str(tmp_path / f"{n}.nii.gz")) for n in ("moving", "warped"))
+    assert moving.GetDimension() == 3
+    if suffix == ".nii.gz":
+        vectors = sitk.ReadImage(str(tmp_path / "t.nii.gz"), sitk.sitkVectorFloat64)
+        applied = sitk.DisplacementFieldTransform(vectors)
+    else:
+        applied = sitk.ReadTransform(str(tmp_path / f"t{suffix}"))
+    theirs = sitk.GetArrayFromImage(sitk.Resample(moving, ours, applied, sitk.sitkLinear, 0.0))
+    values = sitk.GetArrayFromImage(ours)
+    inside = ndimage.binary_erosion(theirs[0] > 0.9, iterations=2)[None]
+    assert inside.mean() > 0.2
+    np.testing.assert_allclose(theirs[inside], values[inside], rtol=2e-3)
+
+
+def test_the_planes_of_slices_are_kept(tmp_path):
+    found = Transform(np.eye(3), *slice_grids())
+    save_transform(tmp_path / "t.npz", found)
+    again = load_transform(tmp_path / "t.npz")
+    for side in ("fixed", "moving"):
+        np.testing.assert_array_equal(getattr(again, side).plane, getattr(found, side).plane)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_fields_on_sheared_grids_are_refused(tmp_path, dimensions):
+    fixed, moving = GRIDS[dimensions]
+    shear = np.eye(dimensions + 1)
+    shear[0, 1] = 0.2
+    sheared = Grid(fixed.shape, fixed.affine @ shear, "mm")
+    for suffix in (".nii", ".nii.gz"):
+        with pytest.raises(FileError, match=r"right angles.*\.npz.*shears") as caught:
+            save_transform(tmp_path / f"t{suffix}", Transform(shear, sheared, moving))
+        assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+    save_transform(tmp_path / "t.nii.gz", Transform(shear, fixed, sheared))  # the moving one may
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_fields_hold_world_vectors_at_the_voxels_of_the_fixed_grid(tmp_path, dimensions):
+    found = transform(dimensions, field=True)  # of unequal steps
+    save_transform(tmp_path / "t.nii", found)
+    stored = nibabel.load(tmp_path / "t.nii")
+    voxel = (7, 9, 5)[:dimensions]
+    here = (found.fixed.affine @ [*voxel, 1])[:-1]
+    world = np.diag([-1, -1, 1, 1]) @ stored.affine  # LPS
+    point = np.linalg.inv(world) @ [*here, *[0] * (3 - dimensions), 1]
+    vector = np.asarray(stored.dataobj)[tuple(np.rint(point[:3]).astype(int))].ravel()
+    np.testing.assert_allclose(point[:3], np.rint(point[:3]), atol=1e-4)
+    np.testing.assert_allclose(vector, found.transform_world_points(here) - here, atol=1e-4)
 
 
 def on_grid(found, image):
