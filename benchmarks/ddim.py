@@ -153,7 +153,7 @@ def train_affine_net(options, kind) -> dict:
     keras.utils.set_random_seed(options.seed)
     start = cpu_seconds()
     data = KnownTransforms(training, batch_size=recipe.batch, seed=options.seed)
-    with example.mixed_precision():
+    with kreg.machine.mixed_precision():
         model = single_stage(data.image_shape, edges=kind == "brains")
     loss = {"matrix": GridDistance(data.image_shape[:-1])}
     model.compile(example.optimizer(30), loss=loss)
@@ -316,7 +316,7 @@ def train_dense_ddim(options, _) -> dict:
     data = different_pairs(training, options, batch=8, fresh=True)
     keras.utils.set_random_seed(options.seed)
     recipe = example.RECIPES["brains"]
-    with example.mixed_precision():
+    with kreg.machine.mixed_precision():
         trained = ddim(data.image_shape, view=recipe.view, dense=recipe.dense)
         trained.load_weights(options.folder / "brains.weights.h5")
         model = ddim(
@@ -371,7 +371,7 @@ def train_voxelmorph(options, _) -> dict:
     training, test = example.load("brains", options.data)
     data = Aligned(different_pairs(training, options, batch=8, fresh=True))
     keras.utils.set_random_seed(options.seed)
-    with example.mixed_precision():
+    with kreg.machine.mixed_precision():
         model = kreg.models.voxelmorph(data.pairs.image_shape, **UNET)
     start = cpu_seconds()
     model.compile(example.optimizer(options.steps), **dense_losses("displacement"))

@@ -116,6 +116,7 @@ def main(arguments):
     """Train, score, save, load, draw."""
     if len(arguments) > 1:
         raise app.UsageError(f"Expected flags only. Received: {arguments[1:]}.")
+    kreg.machine.keep_freed_memory()  # faster training on a CPU
     folder = output_folder(FLAGS.output)
     keras.utils.set_random_seed(0)
     digits = load_digits(FLAGS.mnist)

@@ -264,6 +264,7 @@ def main(arguments):
     """Train a network for each fold, test it, draw, save."""
     if len(arguments) > 1:
         raise app.UsageError(f"Expected flags only. Received: {arguments[1:]}.")
+    kreg.machine.keep_freed_memory()  # faster training on a CPU
     pairs = load(FLAGS.data)
     # Every fourth pair is held out: the file seems to be in the order of the patients.
     folds = [np.arange(len(pairs.fixed)) % 4 == fold for fold in range(4)]

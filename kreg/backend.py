@@ -200,6 +200,22 @@ def training_step(function, variables: list, optimizer, *, whole: bool = True):
     return jit(in_place, 0 if whole else math.inf)
 
 
+def has_gpu() -> bool:
+    """Whether the backend computes on something else than a CPU."""
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.config.list_physical_devices("GPU"))
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Keras and of the backend that runs, name -> version."""
     name = keras.config.backend()

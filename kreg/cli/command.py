@@ -40,6 +40,7 @@ from kreg.cli.outcome import (
     as_json,
     one_line,
 )
+from kreg.machine import keep_freed_memory
 from kreg.version import __version__
 
 COMMANDS = {
@@ -100,6 +101,7 @@ def _main(arguments: list[str]) -> int:
             f"{first or 'nothing'}. See kreg --help",
             USAGE,
         )
+    keep_freed_memory()
     values = flags.FlagValues()
     command.define(values)
     _define_shared(values)
