@@ -50,7 +50,7 @@ from benchmarks.mnist import cpu_seconds
 from examples import ddim as example
 from kreg.data.known_transforms import KnownTransforms
 from kreg.losses.known_transform import GridDistance
-from kreg.models.ddim import DenseStep, GradientMagnitudes, ddim
+from kreg.models.ddim import DenseStep, GradientMagnitudes
 from kreg.models.heads import VelocityHead
 
 PAIRS = {"digits": 1000, "brains": 400}
@@ -316,12 +316,9 @@ def train_dense_ddim(options, _) -> dict:
     data = different_pairs(training, options, batch=8, fresh=True)
     keras.utils.set_random_seed(options.seed)
     recipe = example.RECIPES["brains"]
-    with kreg.machine.mixed_precision():
-        trained = ddim(data.image_shape, view=recipe.view, dense=recipe.dense)
-        trained.load_weights(options.folder / "brains.weights.h5")
-        model = ddim(
-            data.image_shape, view=recipe.view, dense=DenseStep(**UNET, head=VelocityHead())
-        )
+    trained = recipe.build(data.image_shape)
+    trained.load_weights(options.folder / "brains.weights.h5")
+    model = recipe.build(data.image_shape, dense=DenseStep(**UNET, head=VelocityHead()))
     own = {layer.name: layer for layer in trained.layers}
     for layer in model.layers:
         if layer.name.startswith(("interpolator", "matcher")):

@@ -1,13 +1,14 @@
 """Register images that were turned, scaled and shifted far: a cascade trained on itself.
 
-    python examples/ddim.py                                # digits, about fifteen minutes on a core
+    python examples/ddim.py                                # digits, about eight minutes on a core
     KREG_DATA=FOLDER python examples/ddim.py --images brains
     python examples/ddim.py --images faces
     python examples/ddim.py --quick                        # a few steps, to see that it runs
 
 No labels: each training pair is an image and itself under a random transform that is known. First
-the three stages learn the matrix, then a dense step what a matrix leaves. Held-out images show how
-far, in per cent of the image's width, each stage leaves the pixels from where they belong.
+three stages learn the matrix; a dense step then solves for what a matrix leaves, and learns how far
+to trust what it sees. Held-out images show how far, in per cent of the image's width, each stage
+leaves the pixels from where they belong.
 
 Digits are MNIST or, where it can't be had, scikit-learn's; brains are ``oasis2d/oasis2d_100.npz``
 in the folder that --data or the environment variable KREG_DATA names; faces come with
@@ -36,7 +37,7 @@ from matplotlib.figure import Figure
 from kreg.data.known_transforms import KnownTransforms
 from kreg.losses.endpoint_error import EndpointError
 from kreg.losses.known_transform import GridDistance
-from kreg.models.ddim import DenseStep, GradientMagnitudes, GreyValues, ddim
+from kreg.models.ddim import GradientMagnitudes, GreyValues, MatchingStage, ddim
 
 FLAGS = flags.FLAGS
 
@@ -47,24 +48,29 @@ class Recipe:
 
     Args:
         view: what the network sees.
-        dense: the dense step.
         batch: pairs a step.
         steps: of the stages, and of the dense step.
+        stage: the widths of the stages.
         mirrored: whether images go on mirrored beyond their edge.
     """
 
     view: object
-    dense: DenseStep
     batch: int
     steps: tuple[int, int]
+    stage: MatchingStage
     mirrored: bool = False
+
+    def build(self, image_shape, **options):
+        """Return the cascade for images of that shape."""
+        with kreg.machine.mixed_precision():
+            return ddim(image_shape, view=self.view, stage=self.stage, **options)
 
 
 RECIPES = {
-    "digits": Recipe(GreyValues(), DenseStep(), batch=64, steps=(3600, 5000)),
+    "digits": Recipe(GreyValues(), 64, (2400, 100), MatchingStage()),
     # Edges, not grey values: an inverted contrast changes nothing.
-    "brains": Recipe(GradientMagnitudes(), DenseStep(downsize=2), batch=32, steps=(2000, 2000)),
-    "faces": Recipe(GreyValues(), DenseStep(), batch=32, steps=(1500, 1000), mirrored=True),
+    "brains": Recipe(GradientMagnitudes(), 20, (3200, 100), MatchingStage()),
+    "faces": Recipe(GreyValues(), 32, (1500, 100), MatchingStage(), mirrored=True),
 }
 
 
@@ -154,15 +160,14 @@ def train(images, recipe, *, seed=0, verbose="auto", done=lambda phase: None):
     keras.utils.set_random_seed(seed)
     steps = recipe.steps
     pairs = KnownTransforms(images, batch_size=recipe.batch, mirrored=recipe.mirrored, seed=seed)
-    with kreg.machine.mixed_precision():
-        model = ddim(pairs.image_shape, view=recipe.view, dense=recipe.dense)
+    model = recipe.build(pairs.image_shape)
     stages = stages_of(model)
     loss = {"stage_matrices": GridDistance(pairs.image_shape[:-1])}
     stages.compile(optimizer(steps[0]), loss=loss)
     first = fit(stages, pairs, steps[0], verbose)
     done("stages")
     stages.trainable = False  # what comes next trains the dense step alone
-    model.compile(optimizer(steps[1], 2e-3), loss={"displacement": EndpointError()})
+    model.compile(optimizer(steps[1], 0.03), loss={"displacement": EndpointError()})
     second = fit(model, pairs, steps[1], verbose)
     done("dense")
     stages.trainable = True
@@ -286,8 +291,7 @@ def main(arguments):
     recipe = RECIPES[FLAGS.images]
     count = 500
     if FLAGS.quick:
-        dense = DenseStep(encoder=(8,), decoder=(8,), head=kreg.models.DenseHead())
-        recipe, count = replace(recipe, dense=dense, batch=20, steps=(3, 3)), 20
+        recipe, count = replace(recipe, batch=20, steps=(3, 3)), 20
     training, test = load(FLAGS.images, FLAGS.data)
     with new_folder(FLAGS.output, FLAGS.overwrite) as folder:
         print(

@@ -23,6 +23,7 @@ from kreg.layers.resize_displacement import ResizeDisplacement
 from kreg.layers.resize_image import ResizeImage
 from kreg.layers.saliency_refinement import RefinementStage, SaliencyRefinement
 from kreg.layers.select_displacement import SelectDisplacement
+from kreg.layers.smooth_refinement import SmoothRefinement
 from kreg.layers.spatial_transformer import SpatialTransformer
 from kreg.layers.standardise import Standardise
 from kreg.layers.thin_plate_spline import ThinPlateSpline
@@ -46,6 +47,7 @@ __all__ = [
     "ResizeImage",
     "SaliencyRefinement",
     "SelectDisplacement",
+    "SmoothRefinement",
     "SpatialTransformer",
     "Standardise",
     "ThinPlateSpline",

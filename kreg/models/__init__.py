@@ -7,6 +7,7 @@ from kreg.models.ddim import (
     GradientMagnitudes,
     GreyValues,
     MatchingStage,
+    SmoothStep,
     ddim,
 )
 from kreg.models.dirnet import dirnet
@@ -39,6 +40,7 @@ __all__ = [
     "GradientMagnitudes",
     "GreyValues",
     "MatchingStage",
+    "SmoothStep",
     "UnrolledRefinement",
     "VelocityHead",
     "affine_dense",

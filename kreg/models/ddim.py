@@ -10,6 +10,7 @@ from kreg.layers import (
     ComposeLinear,
     MatrixToDisplacement,
     ResizeImage,
+    SmoothRefinement,
     SpatialTransformer,
     Standardise,
 )
@@ -24,7 +25,7 @@ from kreg.training import RegistrationModel
 #: The longest side of the image that the first stage sees; later ones see it twice as large.
 _COARSE = 32
 #: Features have at most this many cells along the longest side: more are slow, not better.
-_CELLS = 16
+_CELLS = 8
 #: And at least this many along each: fewer do not show what changes along it.
 _FEWEST = 4
 
@@ -84,8 +85,37 @@ class MatchingStage:
 
 
 @dataclass(frozen=True)
+class SmoothStep:
+    """u solved for: smooth, and what makes the views most alike (`kreg.layers.SmoothRefinement`).
+
+    For images of the same thing. It has four weights, and works before they are trained.
+
+    Args:
+        steps: of Gauss and Newton.
+        correlation: over this distance, as a share of the longest side, u is correlated by
+            exp(-1/2); None for .15 in 2-D and .3 in 3-D, whose grids have more points.
+        cells: the longest side has at most so many.
+    """
+
+    steps: int = 3
+    correlation: float | None = None
+    cells: int = 16
+
+    def __call__(self, fixed, moving, matrix, image) -> dict:
+        """Return ``{"displacement": (batch, *spatial, D)}`` on the grid of `image`."""
+        correlation = self.correlation or 0.15 * 2 ** (len(image.shape) - 4)
+        refinement = SmoothRefinement(
+            self.steps, correlation=correlation, cells=self.cells, dtype="float32",
+            name="smooth_refinement",
+        )  # fmt: skip
+        return {"displacement": refinement(fixed, moving, matrix)}
+
+
+@dataclass(frozen=True)
 class DenseStep:
-    """u from a U-Net on [fixed, warped, fixed - warped].
+    """u from a U-Net on [fixed, warped, fixed - warped], warped by the matrix.
+
+    For images of different things, trained by a loss on images.
 
     Args:
         downsize: the U-Net sees images so many times smaller.
@@ -100,8 +130,9 @@ class DenseStep:
     decoder: Sequence[int] = (32, 32, 32, 16)
     head: Callable[..., dict] | None = None
 
-    def __call__(self, fixed, warped, image) -> dict:
+    def __call__(self, fixed, moving, matrix, image) -> dict:
         """Return ``{"displacement": (batch, *spatial, D), ...}`` on the grid of `image`."""
+        warped = _warp(moving, matrix, "halfway", image.shape[1:-1])
         difference = keras_layers.Subtract(name="difference", dtype="float32")([fixed, warped])
         seen = keras_layers.Concatenate(name="dense_input")([fixed, warped, difference])
         if self.downsize > 1:
@@ -118,7 +149,7 @@ def ddim(
     shared: bool = False,
     group=None,
     view=GreyValues(),
-    dense=DenseStep(),
+    dense=SmoothStep(),
     detached: bool = True,
     features: bool = False,
     name: str = "ddim",
@@ -128,11 +159,11 @@ def ddim(
     Each stage warps the moving image by what the stages before have found, computes features of
     it and of the fixed image (`kreg.layers.Interpolator`) and matches them
     (`kreg.layers.Matcher`): A_i is the transform that they have left. The first stage sees small
-    images, the others images twice as large. A dense step finds u, between the fixed image and
-    the one warped by A, so that every voxel of the fixed image gets its place in the moving one.
+    images, the others images twice as large. A dense step finds u, what A has left, so that every
+    voxel of the fixed image gets its place in the moving one.
     The original image is warped once, by the composed map. Identity at start. For large motion:
     trained on known transforms (`kreg.data.KnownTransforms`) it needs neither labels nor a
-    similarity. First the stages, then, with these frozen, the dense step::
+    similarity. First the stages, then, with these frozen, the dense step, which takes little::
 
         model = ddim((32, 32, 1))
         stages = RegistrationModel(
@@ -154,7 +185,9 @@ def ddim(
         shared: whether all stages have the same weights.
         group: of `kreg.groups`, an object; ``Affine()`` where None.
         view: what the networks see: `GreyValues`, `GradientMagnitudes`, or your own.
-        dense: `DenseStep`, or None for a model of the stages alone.
+        dense: `SmoothStep` for images of the same thing, `DenseStep` for others, your own, called
+            with the views of fixed and moving image, A and the fixed image; or None for a model of
+            the stages alone.
         detached: whether no gradient flows to the matrix that a stage, or the dense step, starts
             from, so that each is trained by what it has left alone. False for losses on images.
         features: whether there are further outputs ``features1``, ``features2``, ...: for
@@ -167,7 +200,7 @@ def ddim(
         ``matrix`` A ``(batch, D + 1, D + 1)``, fixed to moving points in the centred world frame,
         ``stage_matrices`` A_1, A_1 A_2, ... ``(batch, depth, D + 1, D + 1)`` and ``displacement``
         of phi ``(batch, *spatial, D)``. With a dense step also ``warped_linear``, by A alone,
-        ``residual`` u and, with a `VelocityHead`, its ``velocity``.
+        ``residual`` u and, with a `DenseStep` and its `VelocityHead`, the ``velocity``.
 
     Raises:
         ValueError: if `image_shape` is not that of a channels-last image of known size, `depth` is
@@ -215,8 +248,7 @@ def ddim(
     linear = MatrixToDisplacement(name="linear_displacement")(matrix, fixed)
     outputs["displacement"] = linear
     if dense is not None:
-        halfway = _warp(views["moving"], held(matrix), "halfway", sizes)
-        fields = dense(views["fixed"], halfway, fixed)
+        fields = dense(views["fixed"], views["moving"], held(matrix), fixed)
         residual = fields.pop("displacement")
         displacement = ComposeLinear(name="composition")(held(matrix), residual)
         outputs |= {"warped_linear": _plain_warp(moving, linear, "warped_linear")}

@@ -27,6 +27,7 @@ from kreg.layers import (
     ResizeDisplacement,
     SaliencyRefinement,
     SelectDisplacement,
+    SmoothRefinement,
     SpatialTransformer,
     Standardise,
     ThinPlateSpline,
@@ -188,6 +189,14 @@ CASES = {
         ],
         any_size=False,
         trained=2,
+    ),
+    "SmoothRefinement": Case(
+        lambda **options: SmoothRefinement(
+            2, deviation=0.05, linear=0.1, trust=0.5, correlation=0.4, cells=5, **options
+        ),
+        lambda shape, batch: [*two_images(shape, batch), matrix(shape, batch)],
+        any_size=False,
+        trained=None,
     ),
     "SpatialTransformer": Case(
         SpatialTransformer,

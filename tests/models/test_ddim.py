@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from scipy.ndimage import gaussian_filter
 
 from kreg import groups
 from kreg.data.known_transforms import KnownTransforms, RandomAffine
@@ -10,7 +11,14 @@ from kreg.losses import NCC
 from kreg.losses.endpoint_error import EndpointError
 from kreg.losses.feature_residual import FeatureResidual
 from kreg.losses.known_transform import GridDistance
-from kreg.models.ddim import DenseStep, GradientMagnitudes, GreyValues, MatchingStage, ddim
+from kreg.models.ddim import (
+    DenseStep,
+    GradientMagnitudes,
+    GreyValues,
+    MatchingStage,
+    SmoothStep,
+    ddim,
+)
 from kreg.models.ddim import _resolutions as resolutions
 from kreg.models.heads import DenseHead
 from kreg.ops import centred_frame, nearest_border, standardise, warp
@@ -84,7 +92,7 @@ def test_identity_at_start(shape):
     assert {"residual", "velocity", "warped_linear", "features1", "features2"} <= set(result)
 
 
-@pytest.mark.parametrize("shape", [(16, 24), (72, 80), (8, 9, 12)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 24), (64, 80), (8, 10, 12)], ids=str)
 def test_stages_are_composed_each_finding_what_the_one_before_left(shape):
     model = small(shape, dense=None, features=True)
     make_active(model, 0.05)
@@ -93,7 +101,7 @@ def test_stages_are_composed_each_finding_what_the_one_before_left(shape):
     first, both = np.moveaxis(result["stage_matrices"], 1, 0)
     # The second stage by itself: given the moving image that the first has warped.
     views = [ops.convert_to_numpy(standardise(data[name])) for name in ("fixed", "moving")]
-    if shape == (72, 80):  # the second stage sees it half as large
+    if shape == (64, 80):  # the second stage sees it half as large
         views = [halved(view) for view in views]
     views[1] = warped_by(first, views[1], shape, border=nearest_border)
     interpolator, matcher = (model.get_layer(f"{kind}2") for kind in ("interpolator", "matcher"))
@@ -111,8 +119,9 @@ def test_stages_are_composed_each_finding_what_the_one_before_left(shape):
 
 @pytest.mark.parametrize("shape", [(16, 20), (8, 9, 12)], ids=str)
 def test_the_displacement_is_the_residual_then_the_matrix(shape):
-    def dense(fixed, halfway, image):
-        return {**SMALL_DENSE(fixed, halfway, image), "seen_fixed": fixed, "halfway": halfway}
+    def dense(fixed, moving, matrix, image):
+        fields = SMALL_DENSE(fixed, moving, matrix, image)
+        return {**fields, "seen_fixed": fixed, "seen_moving": moving, "seen_matrix": matrix}
 
     model = small(shape, dense=dense)
     make_active(model, 0.05)
@@ -130,11 +139,30 @@ def test_the_displacement_is_the_residual_then_the_matrix(shape):
     np.testing.assert_allclose(result["warped"], expected, atol=1e-4)
     expected = warped_by(result["matrix"], data["moving"])
     np.testing.assert_allclose(result["warped_linear"], expected, atol=2e-3)
-    # The dense step sees the fixed image and the moving one, warped by all stages.
+    # The dense step sees both images as they are, and the matrix; a U-Net the warped one.
     views = {name: ops.convert_to_numpy(standardise(image)) for name, image in data.items()}
-    np.testing.assert_allclose(result["seen_fixed"], views["fixed"], atol=1e-4)
+    for name, view in views.items():
+        np.testing.assert_allclose(result[f"seen_{name}"], view, atol=1e-4)
+    np.testing.assert_allclose(result["seen_matrix"], result["matrix"], atol=1e-6)
+    halfway = keras.Model(model.input, model.get_layer("halfway").output)(data)
     expected = warped_by(result["matrix"], views["moving"], border=nearest_border)
-    np.testing.assert_allclose(result["halfway"], expected, atol=5e-3)
+    np.testing.assert_allclose(ops.convert_to_numpy(halfway), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("shape", [(24, 20), (12, 10, 11)], ids=str)
+def test_by_default_the_rest_is_solved_for_without_training(shape):
+    model = small(shape, dense=SmoothStep())
+    image = gaussian_filter(
+        np.random.default_rng(0).random((2, *shape, 1)), (0, *[1.5] * len(shape), 0)
+    )
+    truth = affine_displacement(np.eye(len(shape) + 1), shape) + np.linspace(0.5, -0.3, len(shape))
+    truth = np.stack([truth] * 2).astype("float32")
+    fixed = ops.convert_to_numpy(warp(image.astype("float32"), truth, border=nearest_border))
+    result = outputs(model, {"moving": image.astype("float32"), "fixed": fixed})
+    inside = (slice(None), *[slice(2, -2)] * len(shape))
+    assert np.abs(result["displacement"] - truth)[inside].mean() < 0.1
+    np.testing.assert_allclose(result["residual"], result["displacement"], atol=1e-4)
+    assert "velocity" not in result
 
 
 def test_without_a_dense_step_the_displacement_is_that_of_the_matrix():
@@ -187,15 +215,15 @@ def test_gradients_stop_at_the_matrix_that_a_step_starts_from(output, detached):
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ((28, 28), (2, [14, 14], [28, 28])),
-        ((32, 32), (2, [16, 16], [32, 32])),
+        ((28, 28), (4, [16, 16], [28, 28])),
+        ((32, 32), (4, [16, 16], [32, 32])),
         ((8, 8), (1, [4, 4], [8, 8])),
-        ((72, 80), (4, [20, 20], [36, 40])),
-        ((128, 128), (4, [32, 32], [64, 64])),
+        ((72, 80), (8, [32, 32], [40, 40])),
+        ((128, 128), (8, [32, 32], [64, 64])),
         # Whole cells: a multiple of the stride.
-        ((25, 25), (2, [14, 14], [26, 26])),
+        ((25, 25), (4, [16, 16], [28, 28])),
         # Four cells along a short axis, at least.
-        ((160, 192, 12), (4, [20, 24, 16], [40, 48, 16])),
+        ((160, 192, 12), (8, [32, 32, 32], [40, 48, 32])),
     ],
 )
 def test_resolutions(sizes, expected):
@@ -288,11 +316,11 @@ def test_mixed_precision_keeps_coordinates_float32():
 
 
 def test_the_options_of_a_stage():
-    shape = (18, 20)  # in 20 x 20, so that a voxel of the first stage is no square
+    shape = (18, 20)  # the first stage sees it in 16 x 16: voxels that are no squares
     stage = MatchingStage((2, 3), 4, upsampling=2, resampling=True, radius=1)
     model = small(shape, stage=stage, group=groups.Rigid(), dense=None, features=True)
     interpolator, matcher = (model.get_layer(f"{kind}1") for kind in ("interpolator", "matcher"))
-    assert (interpolator.filters, interpolator.factor, interpolator.strides) == ((2, 3), 2, (2, 2))
+    assert (interpolator.filters, interpolator.factor, interpolator.strides) == ((2, 3), 2, (4, 2))
     assert interpolator.resampling
     assert (matcher.filters, matcher.radius) == (4, 1)
     make_active(model, 0.05)
@@ -306,7 +334,7 @@ def test_the_options_of_a_stage():
     )
     # Resampled features match under R^-1 A R.
     fixed, moving = (
-        interpolator(resize_image(standardise(data[name]), (10, 10)), data["fixed"])
+        interpolator(resize_image(standardise(data[name]), (16, 16)), data["fixed"])
         for name in ("fixed", "moving")
     )
     between = ops.convert_to_numpy(matcher(fixed, moving, data["fixed"]))
