@@ -561,6 +561,7 @@ def main() -> None:
     folder, results = options.results, logged(options.log)
     options.folder, options.results = options.log.with_suffix(""), results
     if options.single:
+        kreg.machine.keep_freed_memory()
         job = options.single
         print("RESULT " + json.dumps(FUNCTIONS[job](options, job.split("/")[0])))
         return
