@@ -9,7 +9,7 @@ from keras import ops
 
 from kreg import backend
 from kreg.ops.composition import compose_linear
-from kreg.ops.coordinates import check_image, check_same_size
+from kreg.ops.coordinates import check_image, check_same_size, identity_grid
 from kreg.ops.displacement import spatial_gradient, warp
 from kreg.ops.filters import along_axis, known_sizes, resize_image
 from kreg.ops.interpolation import nearest_border
@@ -43,7 +43,8 @@ class SmoothRefinement(keras.layers.Layer):
         steps: of Gauss and Newton.
         deviation: standard deviation of the smooth part, as a share of the longest side; the first
             value.
-        linear: the same of the linear part at the middle of a side; the first value.
+        linear: the same of a shift, and of what rotation, scale and shear add at the middle of the
+            longest side; the first value.
         trust: t, the first value.
         correlation: over this distance, as a share of the longest side, the smooth part is
             correlated by exp(-1/2). The smaller, the more coefficients.
@@ -225,29 +226,33 @@ def _equations(cells):
     def tensor(fixed, moving, displacement):
         # Stopped inside the boundary: outside it, XLA would still compute the gradients.
         fixed, moving = ops.stop_gradient(fixed), ops.stop_gradient(moving)
-        within = tuple(range(1, len(fixed.shape) - 1))
+        sizes = known_sizes(fixed)
+        within = tuple(range(1, len(sizes) + 1))
+        points = identity_grid(sizes) + displacement
+        inside = ops.logical_and(points >= -0.5, points <= np.array(sizes) - 0.5)
+        inside = ops.cast(ops.all(inside, axis=-1, keepdims=True), "float32")
+        share = inside / ops.maximum(ops.sum(inside, axis=within, keepdims=True), 1.0)
+
+        def mean(image):
+            return ops.sum(share * image, axis=within, keepdims=True)
+
         warped = warp(moving, displacement, border=nearest_border)
-        fixed = fixed - ops.mean(fixed, axis=within, keepdims=True)
-        warped = warped - ops.mean(warped, axis=within, keepdims=True)
-        square = ops.mean(ops.square(warped), axis=within, keepdims=True)
-        product = ops.mean(fixed * warped, axis=within, keepdims=True)
+        fixed, warped = fixed - mean(fixed), warped - mean(warped)
+        square, own, product = mean(warped**2), mean(fixed**2), mean(fixed * warped)
         warped = warped * product / (square + 1e-12)
         difference = fixed - warped
         # Both images' slopes converge faster; the fixed one's as far as the two are alike at all.
-        own = ops.mean(ops.square(fixed), axis=within, keepdims=True)
-        alike = (ops.square(product) / (square * own + 1e-12))[..., None]
+        alike = (product**2 / (square * own + 1e-12))[..., None]
         gradient = (alike * spatial_gradient(fixed) + spatial_gradient(warped)) / (1 + alike)
-        everything = (*within, -1)
-        noise = ops.mean(ops.square(difference), axis=everything, keepdims=True)
-        least = _LEAST_NOISE**2 * ops.mean(own, axis=-1, keepdims=True)
-        noise = noise + least + 1e-12
+        noise = mean(difference**2) + _LEAST_NOISE**2 * own
+        weight = inside / (ops.mean(noise, axis=-1, keepdims=True) + 1e-12)
 
         slopes = ops.unstack(gradient, axis=-1)  # D times (batch, *spatial, channels)
         size = len(slopes)
         products = [slopes[i] * slopes[j] for i in range(size) for j in range(i, size)]
         products += [slope * difference for slope in slopes]
         products = ops.stack([ops.sum(product, axis=-1) for product in products], axis=-1)
-        return resize_image(products / noise, cells)
+        return resize_image(weight * products, cells)
 
     compiled = backend.compiled(tensor)
 

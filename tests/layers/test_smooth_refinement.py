@@ -170,6 +170,24 @@ def test_what_is_not_finite_harms_its_own_sample_alone():
     assert np.isnan(found[0]).any()
 
 
+def test_what_lies_outside_of_the_moving_image_says_nothing():
+    """A shift brings a stripe into the fixed image that the moving one does not hold."""
+    shape = (24, 24)
+    large = texture((24, 36))
+    fixed, moving = large[:, :, 8:32], large[:, :, :24]
+    matrix = identities(shape)
+    matrix[:, 1, 2] = 8 + 0.4  # u = -0.4 would be right
+    expected = refined(shape, fixed, moving, matrix, steps=4)
+    np.testing.assert_allclose(expected[:, :, :14, 1], -0.4, atol=0.1)
+    changed = fixed.copy()
+    changed[:, :, 17:] = texture((24, 7), seed=5)
+    found = refined(shape, changed, moving, matrix, steps=4)
+    np.testing.assert_allclose(found[:, :, :14], expected[:, :, :14], atol=0.1)
+    away = identities(shape)
+    away[:, 0, 2] = 100.0
+    np.testing.assert_allclose(refined(shape, fixed, moving, away), 0, atol=1e-4)
+
+
 def test_channels_are_one_problem():
     """What one channel shows along one axis and the other along the other is found by both."""
     shape = (24, 24)
