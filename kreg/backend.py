@@ -201,7 +201,7 @@ def training_step(function, variables: list, optimizer, *, whole: bool = True):
 
 
 def has_gpu() -> bool:
-    """Whether the backend computes on something else than a CPU."""
+    """Whether the backend sees a GPU, or on JAX anything else than a CPU."""
     backend = keras.config.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -214,6 +214,15 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def widest_float() -> str:
+    """Return "float64", or "float32" where the backend has nothing wider as it is set up."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return "float64" if jax.config.jax_enable_x64 else "float32"
+    return "float64"
 
 
 def versions() -> dict[str, str]:

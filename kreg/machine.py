@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     first, before tensors are made: threads that run already keep heaps of their own.
 
     Returns:
-        Whether it took effect; elsewhere than on glibc nothing changes.
+        Whether glibc took all of it; elsewhere nothing changes.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
@@ -38,6 +38,8 @@ def computes_bfloat16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     """Whether bfloat16 convolutions are faster than float32: on a GPU, on a CPU made for them.
 
     Others emulate them: TensorFlow took ten times as long for gradients on one with AVX2 alone.
+    GPUs are taken to be of 2020 or later. It starts the backend: on JAX, initialise several
+    processes before.
 
     Args:
         cpuinfo: where Linux describes the CPU; where it can't be read, the answer is no.

@@ -18,9 +18,11 @@ from kreg.ops.linear import check_matrix, voxel_matrix
 #: Control points lie so many of their Gaussians' widths apart, and go on so many beyond the image.
 _PITCH, _MARGIN = 1.3, 1.0
 #: More coefficients than this take longer to solve for than a network would.
-_MOST = 1000
+_MOST = 1200
 #: Differences are taken for noise of at least this share of the fixed image's deviation.
 _LEAST_NOISE = 0.01
+#: Of a point on the border, in voxels.
+_ROUNDING = 1e-3
 
 
 @keras.saving.register_keras_serializable("kreg")
@@ -28,16 +30,18 @@ class SmoothRefinement(keras.layers.Layer):
     """u = argmin sum_x t (f - a m(A (x + u)))^2 / s^2 + ||c||^2,  u = B c: linear and smooth.
 
     Unrolled Gauss-Newton steps on all of the image at once. u is a linear function of the position
-    and a sum of Gaussians; ||c||^2 says how large either is expected to be, so u is the most
+    and a sum of Gaussians; ||c||^2 says how large either is expected to be, so u is about the most
     probable field (a Gaussian process): exact where the images have edges, and where they have none
     the smoothest continuation, of the linear part too. f and m are fixed and moving image without
-    their means, a the contrast between them, s^2 the mean square of what is left, all anew in each
-    step, t the trust in single voxels, whose differences are not independent. Equations of voxels
-    within a cell are averaged.
+    their means; a, the contrast between them, and s^2, the mean square of what is left, are found
+    anew in each step and for each channel, over what lies inside of the moving image; t is the
+    trust in single voxels, whose differences are not independent. Equations of voxels within a cell
+    are averaged. For what is small: no farther than the structures of the image are wide.
 
-    Four weights, learned unless ``trainable=False``: t, and how far voxels are expected to move.
+    Three weights, learned unless ``trainable=False``: t, and how far voxels are expected to move.
     It works untrained. The images are taken for data, gradients reach the matrix. A pair without
     differences is left as it is. Each pair by itself; where an image is not finite neither is u.
+    JAX solves in float32 unless ``jax_enable_x64`` is set: large images may then end in NaN.
 
     Args:
         steps: of Gauss and Newton.
@@ -59,7 +63,8 @@ class SmoothRefinement(keras.layers.Layer):
 
     Raises:
         ValueError: if a number is not positive, the shapes differ, a spatial size is unknown, the
-            images are not floating, or `correlation` asks for more than 1000 coefficients.
+            images are not floating, or `correlation` asks for more than 1200 coefficients, as the
+            default does in 3-D, where 0.3 is about right.
     """
 
     def __init__(
@@ -74,11 +79,12 @@ class SmoothRefinement(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # displacements stay float32
-        if min(steps, deviation, linear, trust, correlation, cells) <= 0:
+        numbers = (deviation, linear, trust, correlation)
+        whole = isinstance(steps, int) and isinstance(cells, int) and min(steps, cells) > 0
+        if not whole or not all(number > 0 for number in numbers):
             raise ValueError(
-                "Expected positive `steps`, `deviation`, `linear`, `trust`, `correlation` and "
-                f"`cells`. Received: {steps}, {deviation}, {linear}, {trust}, {correlation} and "
-                f"{cells}."
+                "Expected whole `steps` and `cells`, and `deviation`, `linear`, `trust` and "
+                f"`correlation`, all of them positive. Received: {steps}, {cells} and {numbers}."
             )
         self.steps = steps
         self.deviation = deviation
@@ -97,12 +103,11 @@ class SmoothRefinement(keras.layers.Layer):
 
     def call(self, fixed, moving, matrix):
         """Return the displacement, ``(batch, *spatial, D)`` float32 voxels."""
-        fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
-        check_same_size(fixed, moving, ("fixed", "moving"))
+        self._check(fixed, moving, matrix)
         fixed, moving = ops.cast(fixed, "float32"), ops.cast(moving, "float32")
         sizes = known_sizes(fixed)
         axes = len(sizes)
-        voxels = voxel_matrix(check_matrix(matrix, axes), sizes)
+        voxels = voxel_matrix(matrix, sizes)
         longest = max(sizes)
         cells = [max(1, min(size, math.ceil(size * self.cells / longest))) for size in sizes]
         control = self.control_shape(sizes)
@@ -147,8 +152,15 @@ class SmoothRefinement(keras.layers.Layer):
 
     def compute_output_spec(self, fixed, moving, matrix):
         """Return the shape of the displacement, float32 whatever the policy."""
+        self._check(fixed, moving, matrix)
         shape = self.compute_output_shape(fixed.shape, moving.shape, matrix.shape)
         return keras.KerasTensor(shape, dtype="float32")
+
+    def _check(self, fixed, moving, matrix):
+        """Raise ValueError for what does not fit."""
+        fixed, moving = check_image(fixed, "fixed"), check_image(moving, "moving")
+        check_same_size(fixed, moving, ("fixed", "moving"))
+        check_matrix(matrix, len(known_sizes(fixed)))
 
     def compute_output_shape(self, fixed_shape, moving_shape, matrix_shape):
         """Return ``(batch, *spatial, D)``."""
@@ -212,8 +224,10 @@ def _field(coefficients, amounts, sizes, control, correlation):
     u = ops.reshape(weighted[:, axes + 1 :], (-1, *control, axes))
     for axis, (size, points) in enumerate(zip(sizes, control, strict=True), 1):
         u = along_axis(u, _gaussians(size, size, max(sizes), points, correlation), axis)
-    linear = ops.matmul(_linear_basis(sizes, sizes).reshape(-1, axes + 1), weighted[:, : axes + 1])
-    return u + ops.reshape(linear, (-1, *sizes, axes))
+    # No product of matrices, which a GPU may round to 10 bits.
+    one = (slice(None), *[None] * axes)
+    places = np.moveaxis(_linear_basis(sizes, sizes), -1, 0)[..., None]
+    return u + sum(place * weighted[:, k][one] for k, place in enumerate(places))
 
 
 # --- the equations ---
@@ -229,30 +243,39 @@ def _equations(cells):
         sizes = known_sizes(fixed)
         within = tuple(range(1, len(sizes) + 1))
         points = identity_grid(sizes) + displacement
-        inside = ops.logical_and(points >= -0.5, points <= np.array(sizes) - 0.5)
+        last = np.array(sizes, "float32") - 1
+        inside = ops.logical_and(points >= -_ROUNDING, points <= last + _ROUNDING)
         inside = ops.cast(ops.all(inside, axis=-1, keepdims=True), "float32")
         share = inside / ops.maximum(ops.sum(inside, axis=within, keepdims=True), 1.0)
 
         def mean(image):
             return ops.sum(share * image, axis=within, keepdims=True)
 
-        warped = warp(moving, displacement, border=nearest_border)
-        fixed, warped = fixed - mean(fixed), warped - mean(warped)
+        def centred(image):
+            """Without its mean, and in the unit of its largest value: no square underflows."""
+            change = inside * (image - mean(image))
+            unit, least = (
+                ops.max(ops.abs(x), axis=within, keepdims=True) for x in (change, 1e-6 * image)
+            )
+            return change / ops.where(unit > least, unit, ops.ones_like(unit))
+
+        fixed, warped = centred(fixed), centred(warp(moving, displacement, border=nearest_border))
         square, own, product = mean(warped**2), mean(fixed**2), mean(fixed * warped)
         warped = warped * product / (square + 1e-12)
         difference = fixed - warped
         # Both images' slopes converge faster; the fixed one's as far as the two are alike at all.
         alike = (product**2 / (square * own + 1e-12))[..., None]
         gradient = (alike * spatial_gradient(fixed) + spatial_gradient(warped)) / (1 + alike)
-        noise = mean(difference**2) + _LEAST_NOISE**2 * own
-        weight = inside / (ops.mean(noise, axis=-1, keepdims=True) + 1e-12)
+        # In units of the noise, channel by channel.
+        noise = ops.sqrt(mean(difference**2) + _LEAST_NOISE**2 * own + 1e-12)
+        difference, gradient = difference / noise, gradient / noise[..., None]
 
         slopes = ops.unstack(gradient, axis=-1)  # D times (batch, *spatial, channels)
         size = len(slopes)
         products = [slopes[i] * slopes[j] for i in range(size) for j in range(i, size)]
         products += [slope * difference for slope in slopes]
         products = ops.stack([ops.sum(product, axis=-1) for product in products], axis=-1)
-        return resize_image(weight * products, cells)
+        return resize_image(inside * products, cells)
 
     compiled = backend.compiled(tensor)
 
@@ -275,6 +298,9 @@ def _equations(cells):
 
 def _solve(basis, tensor, force):
     """c = (B^T T B + I)^-1 B^T force, ``(batch, K, D)``."""
+    # In float64 where there is one: rounded, the well determined swamps what is hardly so.
+    precise = backend.widest_float()
+    basis, tensor, force = (ops.cast(x, precise) for x in (basis, tensor, force))
     axes, size = tensor.shape[-1], basis.shape[1]
     transposed = ops.transpose(basis)  # (K, cells)
     block = {
@@ -286,12 +312,14 @@ def _solve(basis, tensor, force):
         ops.concatenate([block[min(i, j), max(i, j)] for j in range(axes)], axis=-1)
         for i in range(axes)
     ]
-    normal = ops.concatenate(rows, axis=-2) + ops.eye(axes * size, dtype="float32")
+    one = ops.eye(axes * size, dtype=precise)
+    normal = ops.concatenate(rows, axis=-2) + one
     right = ops.transpose(ops.matmul(transposed, force), (0, 2, 1))  # (batch, D, K)
     right = ops.reshape(right, (-1, axes * size, 1))
     # A NaN among the equations of one sample would end the whole batch: it stays on the right.
     finite = ops.all(ops.isfinite(normal), axis=(1, 2), keepdims=True)
-    root = ops.cholesky(ops.where(finite, normal, ops.eye(axes * size, dtype="float32")))
+    root = ops.cholesky(ops.where(finite, normal, one))
     half = ops.solve_triangular(root, right, lower=True)
     found = ops.solve_triangular(ops.transpose(root, (0, 2, 1)), half)
-    return ops.transpose(ops.reshape(found, (-1, axes, size)), (0, 2, 1))
+    found = ops.cast(ops.reshape(found, (-1, axes, size)), "float32")
+    return ops.transpose(found, (0, 2, 1))

@@ -1,7 +1,7 @@
 """DDIM: deep features matched coarse to fine, stage by stage, and a last dense step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from keras import layers as keras_layers
 from keras import ops
@@ -22,12 +22,13 @@ from kreg.ops import nearest_border, spatial_gradient
 from kreg.ops.linear import compose_matrices, invert_matrix
 from kreg.training import RegistrationModel
 
-#: The longest side of the image that the first stage sees; later ones see it twice as large.
+#: The longest side of the image that the first stage sees, at most; later ones see it larger, by
+#: two but for rounding to whole cells.
 _COARSE = 32
 #: Features have at most this many cells along the longest side: more are slow, not better.
 _CELLS = 8
 #: And at least this many along each: fewer do not show what changes along it.
-_FEWEST = 4
+_FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -88,26 +89,31 @@ class MatchingStage:
 class SmoothStep:
     """u solved for: smooth, and what makes the views most alike (`kreg.layers.SmoothRefinement`).
 
-    For images of the same thing. It has four weights, and works before they are trained.
+    For images of the same thing. It has three weights, and works before they are trained.
 
     Args:
         steps: of Gauss and Newton.
         correlation: over this distance, as a share of the longest side, u is correlated by
             exp(-1/2); None for .15 in 2-D and .3 in 3-D, whose grids have more points.
         cells: the longest side has at most so many.
+        deviation: how far u is expected to go, as a share of the longest side; the first value.
+        linear: the same of what the matrix is expected to miss.
+        trust: in single voxels, the first value.
     """
 
     steps: int = 3
     correlation: float | None = None
     cells: int = 16
+    deviation: float = 0.006
+    linear: float = 0.02
+    trust: float = 0.2
 
     def __call__(self, fixed, moving, matrix, image) -> dict:
         """Return ``{"displacement": (batch, *spatial, D)}`` on the grid of `image`."""
-        correlation = self.correlation or 0.15 * 2 ** (len(image.shape) - 4)
-        refinement = SmoothRefinement(
-            self.steps, correlation=correlation, cells=self.cells, dtype="float32",
-            name="smooth_refinement",
-        )  # fmt: skip
+        options = {**asdict(self), "dtype": "float32", "name": "smooth_refinement"}
+        if self.correlation is None:
+            options["correlation"] = 0.15 * 2 ** (len(image.shape) - 4)
+        refinement = SmoothRefinement(**options)
         return {"displacement": refinement(fixed, moving, matrix)}
 
 
@@ -159,7 +165,7 @@ def ddim(
     Each stage warps the moving image by what the stages before have found, computes features of
     it and of the fixed image (`kreg.layers.Interpolator`) and matches them
     (`kreg.layers.Matcher`): A_i is the transform that they have left. The first stage sees small
-    images, the others images twice as large. A dense step finds u, what A has left, so that every
+    images, the others larger ones. A dense step finds u, what A has left, so that every
     voxel of the fixed image gets its place in the moving one.
     The original image is warped once, by the composed map. Identity at start. For large motion:
     trained on known transforms (`kreg.data.KnownTransforms`) it needs neither labels nor a
@@ -172,7 +178,7 @@ def ddim(
         stages.compile(Adam(2e-3, clipnorm=1.0), loss={"stage_matrices": GridDistance((32, 32))})
         stages.fit(KnownTransforms(images))
         stages.trainable = False
-        model.compile("adam", loss={"displacement": EndpointError()})
+        model.compile(Adam(0.03), loss={"displacement": EndpointError()})
         model.fit(KnownTransforms(images))
 
     A loss on images, such as ``{"warped": NCC()}``, trains the dense step alone: for it to train
