@@ -41,7 +41,7 @@ class SmoothRefinement(keras.layers.Layer):
     Three weights, learned unless ``trainable=False``: t, and how far voxels are expected to move.
     It works untrained. The images are taken for data, gradients reach the matrix. A pair without
     differences is left as it is. Each pair by itself; where an image is not finite neither is u.
-    JAX solves in float32 unless ``jax_enable_x64`` is set: large images may then end in NaN.
+    JAX solves in float32 unless ``jax_enable_x64`` is set: less exact for large images.
 
     Args:
         steps: of Gauss and Newton.
@@ -318,8 +318,7 @@ def _solve(basis, tensor, force):
     right = ops.reshape(right, (-1, axes * size, 1))
     # A NaN among the equations of one sample would end the whole batch: it stays on the right.
     finite = ops.all(ops.isfinite(normal), axis=(1, 2), keepdims=True)
-    root = ops.cholesky(ops.where(finite, normal, one))
-    half = ops.solve_triangular(root, right, lower=True)
-    found = ops.solve_triangular(ops.transpose(root, (0, 2, 1)), half)
+    # Not by Cholesky factors, whose gradient takes far longer than that of a solution.
+    found = ops.solve(ops.where(finite, normal, one), right)
     found = ops.cast(ops.reshape(found, (-1, axes, size)), "float32")
     return ops.transpose(found, (0, 2, 1))
