@@ -18,9 +18,9 @@ fixed image's pixels that are not empty background.
   *SIFT* (images enlarged to 256 pixels, ratio test, RANSAC) are OpenCV's, on as many of the pairs
   as stands below; where they give up, the identity counts.
 - *different brains*: pairs of two held-out brains, one under a matrix as above and no field.
-  ddim's stages are those trained above and see edges, as its dense step does, which is trained by
-  NCC. *voxelmorph* is kreg's, of the same widths, head, losses and steps; it sees grey values, and
-  moving images that the true matrix has already warped. Both are scored on the original moving
+  ddim's stages are those trained above and see edges; its dense step sees grey values, and is
+  trained by NCC. *voxelmorph* is kreg's, of the same widths, head, losses and steps; it sees moving
+  images that the true matrix has already warped. Both are scored on the original moving
   image, interpolated once, by the matrix and the displacement composed.
 
 CPU seconds of training are user + system of the process, one thread, with the drawing of pairs
@@ -50,7 +50,7 @@ from benchmarks.mnist import cpu_seconds
 from examples import ddim as example
 from kreg.data.known_transforms import KnownTransforms
 from kreg.losses.known_transform import GridDistance
-from kreg.models.ddim import DenseStep, GradientMagnitudes
+from kreg.models.ddim import DenseStep, GradientMagnitudes, GreyValues
 from kreg.models.heads import VelocityHead
 
 PAIRS = {"digits": 1000, "brains": 400}
@@ -318,7 +318,7 @@ def train_dense_ddim(options, _) -> dict:
     recipe = example.RECIPES["brains"]
     trained = recipe.build(data.image_shape)
     trained.load_weights(options.folder / "brains.weights.h5")
-    model = recipe.build(data.image_shape, dense=DenseStep(**UNET, head=VelocityHead()))
+    model = recipe.build(data.image_shape, dense=DenseStep(**UNET, head=VelocityHead(), view=GreyValues()))
     own = {layer.name: layer for layer in trained.layers}
     for layer in model.layers:
         if layer.name.startswith(("interpolator", "matcher")):

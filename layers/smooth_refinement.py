@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -21,6 +22,8 @@ _PITCH, _MARGIN = 1.3, 1.0
 _MOST = 1200
 #: Differences are taken for noise of at least this share of the fixed image's deviation.
 _LEAST_NOISE = 0.01
+#: Of a division of what is left by what was there before: nothing by nothing is nothing.
+_TINY = 1e-30
 #: Of a point on the border, in voxels.
 _ROUNDING = 1e-3
 
@@ -53,6 +56,8 @@ class SmoothRefinement(keras.layers.Layer):
         correlation: over this distance, as a share of the longest side, the smooth part is
             correlated by exp(-1/2). The smaller, the more coefficients.
         cells: the longest side has at most so many, which should be smaller than `correlation`.
+        iterations: of conjugate gradients in each step. The gradient is that of the exact solution.
+        spacing: for the matrix, the distance of voxel centres along each axis; 1 where None.
 
     Call arguments:
         fixed, moving: ``(batch, *spatial, channels)``, floating, equal sizes that are known.
@@ -76,15 +81,19 @@ class SmoothRefinement(keras.layers.Layer):
         trust: float = 0.2,
         correlation: float = 0.15,
         cells: int = 16,
+        iterations: int = 10,
+        spacing: Sequence[float] | None = None,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # displacements stay float32
         numbers = (deviation, linear, trust, correlation)
-        whole = isinstance(steps, int) and isinstance(cells, int) and min(steps, cells) > 0
+        counts = (steps, cells, iterations)
+        whole = all(isinstance(count, int) and count > 0 for count in counts)
         if not whole or not all(number > 0 for number in numbers):
             raise ValueError(
-                "Expected whole `steps` and `cells`, and `deviation`, `linear`, `trust` and "
-                f"`correlation`, all of them positive. Received: {steps}, {cells} and {numbers}."
+                "Expected whole `steps`, `cells` and `iterations`, and `deviation`, `linear`, "
+                "`trust` and `correlation`, all of them positive. "
+                f"Received: {counts} and {numbers}."
             )
         self.steps = steps
         self.deviation = deviation
@@ -92,6 +101,8 @@ class SmoothRefinement(keras.layers.Layer):
         self.trust = trust
         self.correlation = correlation
         self.cells = cells
+        self.iterations = iterations
+        self.spacing = None if spacing is None else tuple(spacing)
 
     def build(self, *_):
         """Make the weights: logarithms, so that what they stand for stays positive."""
@@ -107,32 +118,25 @@ class SmoothRefinement(keras.layers.Layer):
         fixed, moving = ops.cast(fixed, "float32"), ops.cast(moving, "float32")
         sizes = known_sizes(fixed)
         axes = len(sizes)
-        voxels = voxel_matrix(matrix, sizes)
+        voxels = voxel_matrix(
+            matrix, sizes, fixed_spacing=self.spacing, moving_spacing=self.spacing
+        )
         longest = max(sizes)
-        cells = [max(1, min(size, math.ceil(size * self.cells / longest))) for size in sizes]
+        cells = tuple(min(size, math.ceil(size * self.cells / longest)) for size in sizes)
         control = self.control_shape(sizes)
         trust, *expected = ops.unstack(ops.exp(ops.convert_to_tensor(self._logarithms)))
-        # Coefficients of unit variance to voxels: a row for each coefficient of one component.
+        # Coefficients of unit variance to voxels.
         amounts = ops.concatenate(
             [
                 ops.broadcast_to(longest * expected[0], (axes + 1,)),
                 ops.broadcast_to(longest * expected[1], (math.prod(control),)),
             ]
         )
-        here = _basis(cells, sizes, control, self.correlation) * amounts  # (cells, K)
-
-        shape = (ops.shape(fixed)[0], here.shape[1], axes)
-        coefficients = ops.zeros(shape, "float32")
-        for step in range(self.steps):
-            u = _field(coefficients, amounts, sizes, control, self.correlation)
-            tensor, force = _equations(tuple(cells))(fixed, moving, compose_linear(voxels, u))
-            count = math.prod(sizes) / math.prod(cells)
-            tensor, force = trust * count * tensor, trust * count * force
-            if step:  # the force on c as a whole, not on its change
-                moved = ops.matmul(here, coefficients)  # (batch, cells, D)
-                force = force + ops.sum(tensor * moved[:, :, None], axis=-1)
-            coefficients = _solve(here, tensor, force)
-        return _field(coefficients, amounts, sizes, control, self.correlation)
+        step, field = _compiled(sizes, cells, control, self.correlation, self.iterations)
+        coefficients = ops.zeros((amounts.shape[0], axes, ops.shape(fixed)[0]), "float32")
+        for _ in range(self.steps):
+            coefficients = step(fixed, moving, voxels, amounts, trust, coefficients)
+        return field(amounts, coefficients)
 
     def control_shape(self, sizes) -> tuple[int, ...]:
         """Return the number of control points along each axis, or say that they are too many."""
@@ -178,6 +182,8 @@ class SmoothRefinement(keras.layers.Layer):
             "trust": self.trust,
             "correlation": self.correlation,
             "cells": self.cells,
+            "iterations": self.iterations,
+            "spacing": self.spacing,
         }
 
 
@@ -217,108 +223,158 @@ def _basis(shape, sizes, control, correlation) -> np.ndarray:
     return np.concatenate([linear, smooth], axis=1)
 
 
-def _field(coefficients, amounts, sizes, control, correlation):
-    """u = B c on the grid of the image, axis by axis."""
-    axes = len(sizes)
-    weighted = amounts[:, None] * coefficients  # (batch, K, D)
-    u = ops.reshape(weighted[:, axes + 1 :], (-1, *control, axes))
-    for axis, (size, points) in enumerate(zip(sizes, control, strict=True), 1):
-        u = along_axis(u, _gaussians(size, size, max(sizes), points, correlation), axis)
-    # No product of matrices, which a GPU may round to 10 bits.
-    one = (slice(None), *[None] * axes)
-    places = np.moveaxis(_linear_basis(sizes, sizes), -1, 0)[..., None]
-    return u + sum(place * weighted[:, k][one] for k, place in enumerate(places))
+def _field(sizes, control, correlation):
+    """Return the function of amounts and c that gives u = B c on the grid of the image."""
+    axes, longest = len(sizes), max(sizes)
+
+    def field(amounts, coefficients):
+        weighted = ops.transpose(amounts[:, None, None] * coefficients, (2, 0, 1))  # (batch, K, D)
+        u = ops.reshape(weighted[:, axes + 1 :], (-1, *control, axes))
+        for axis, (size, points) in enumerate(zip(sizes, control, strict=True), 1):
+            u = along_axis(u, _gaussians(size, size, longest, points, correlation), axis)
+        # No product of matrices, which a GPU may round to 10 bits.
+        one = (slice(None), *[None] * axes)
+        places = np.moveaxis(_linear_basis(sizes, sizes), -1, 0)[..., None]
+        return u + sum(place * weighted[:, k][one] for k, place in enumerate(places))
+
+    return field
 
 
-# --- the equations ---
+# --- a step ---
 
 
 @functools.lru_cache
-def _equations(cells):
-    """Return the function of (fixed, moving, displacement) that gives the cells' equations."""
+def _compiled(sizes, cells, control, correlation, iterations):
+    """Return two functions: a step to a better c, and of c to u."""
+    basis = _basis(cells, sizes, control, correlation)
+    field = _field(sizes, control, correlation)
 
-    def tensor(fixed, moving, displacement):
+    def step(fixed, moving, voxels, amounts, trust, coefficients):
         # Stopped inside the boundary: outside it, XLA would still compute the gradients.
         fixed, moving = ops.stop_gradient(fixed), ops.stop_gradient(moving)
-        sizes = known_sizes(fixed)
-        within = tuple(range(1, len(sizes) + 1))
-        points = identity_grid(sizes) + displacement
-        last = np.array(sizes, "float32") - 1
-        inside = ops.logical_and(points >= -_ROUNDING, points <= last + _ROUNDING)
-        inside = ops.cast(ops.all(inside, axis=-1, keepdims=True), "float32")
-        share = inside / ops.maximum(ops.sum(inside, axis=within, keepdims=True), 1.0)
+        u = compose_linear(voxels, field(amounts, coefficients))
+        tensor, force = _equations(fixed, moving, u, trust, cells)
+        return _improved(coefficients, basis * amounts, tensor, force, iterations)
 
-        def mean(image):
-            return ops.sum(share * image, axis=within, keepdims=True)
+    return backend.compiled(step), backend.compiled(field)
 
-        def centred(image):
-            """Without its mean, and in the unit of its largest value: no square underflows."""
-            change = inside * (image - mean(image))
-            unit, least = (
-                ops.max(ops.abs(x), axis=within, keepdims=True) for x in (change, 1e-6 * image)
-            )
-            return change / ops.where(unit > least, unit, ops.ones_like(unit))
 
-        fixed, warped = centred(fixed), centred(warp(moving, displacement, border=nearest_border))
-        square, own, product = mean(warped**2), mean(fixed**2), mean(fixed * warped)
-        warped = warped * product / (square + 1e-12)
-        difference = fixed - warped
-        # Both images' slopes converge faster; the fixed one's as far as the two are alike at all.
-        alike = (product**2 / (square * own + 1e-12))[..., None]
-        gradient = (alike * spatial_gradient(fixed) + spatial_gradient(warped)) / (1 + alike)
-        # In units of the noise, channel by channel.
-        noise = ops.sqrt(mean(difference**2) + _LEAST_NOISE**2 * own + 1e-12)
-        difference, gradient = difference / noise, gradient / noise[..., None]
+def _equations(fixed, moving, displacement, trust, cells):
+    """The cells' equations: what `_improved` takes for tensor and force."""
+    sizes = known_sizes(fixed)
+    within = tuple(range(1, len(sizes) + 1))
+    points = identity_grid(sizes) + displacement
+    last = np.array(sizes, "float32") - 1
+    inside = ops.logical_and(points >= -_ROUNDING, points <= last + _ROUNDING)
+    inside = ops.cast(ops.all(inside, axis=-1, keepdims=True), "float32")
+    share = inside / ops.maximum(ops.sum(inside, axis=within, keepdims=True), 1.0)
 
-        slopes = ops.unstack(gradient, axis=-1)  # D times (batch, *spatial, channels)
-        size = len(slopes)
-        products = [slopes[i] * slopes[j] for i in range(size) for j in range(i, size)]
-        products += [slope * difference for slope in slopes]
-        products = ops.stack([ops.sum(product, axis=-1) for product in products], axis=-1)
-        return resize_image(inside * products, cells)
+    def mean(image):
+        return ops.sum(share * image, axis=within, keepdims=True)
 
-    compiled = backend.compiled(tensor)
-
-    def equations(fixed, moving, displacement):
-        axes = len(cells)
-        products = compiled(fixed, moving, displacement)
-        columns = ops.unstack(
-            ops.reshape(products, (-1, math.prod(cells), products.shape[-1])), axis=-1
+    def centred(image):
+        """Without its mean, and in the unit of its largest value: no square underflows."""
+        change = inside * (image - mean(image))
+        unit, least = (
+            ops.max(ops.abs(x), axis=within, keepdims=True) for x in (change, 1e-6 * image)
         )
-        entries, force = iter(columns[:-axes]), ops.stack(columns[-axes:], axis=-1)
-        upper = {(i, j): next(entries) for i in range(axes) for j in range(i, axes)}
-        rows = [
-            ops.stack([upper[min(i, j), max(i, j)] for j in range(axes)], axis=-1)
-            for i in range(axes)
-        ]
-        return ops.stack(rows, axis=-2), force  # (batch, cells, D, D), (batch, cells, D)
+        return change / ops.where(unit > least, unit, ops.ones_like(unit))
 
-    return equations
+    fixed, warped = centred(fixed), centred(warp(moving, displacement, border=nearest_border))
+    square, own, product = mean(warped**2), mean(fixed**2), mean(fixed * warped)
+    warped = warped * product / (square + 1e-12)
+    difference = fixed - warped
+    # Both images' slopes converge faster; the fixed one's as far as the two are alike at all.
+    alike = (product**2 / (square * own + 1e-12))[..., None]
+    gradient = (alike * spatial_gradient(fixed) + spatial_gradient(warped)) / (1 + alike)
+    # In units of the noise, channel by channel.
+    noise = ops.sqrt(mean(difference**2) + _LEAST_NOISE**2 * own + 1e-12)
+    difference, gradient = difference / noise, gradient / noise[..., None]
+
+    slopes = ops.unstack(gradient, axis=-1)  # D times (batch, *spatial, channels)
+    pairs = [(i, j) for i in range(len(slopes)) for j in range(i, len(slopes))]
+    products = [slopes[i] * slopes[j] for i, j in pairs]
+    products += [slope * difference for slope in slopes]
+    products = ops.stack([ops.sum(product, axis=-1) for product in products], axis=-1)
+    sums = math.prod(sizes) / math.prod(cells) * resize_image(inside * products, cells)
+    sums = ops.reshape(trust * sums, (-1, math.prod(cells), products.shape[-1]))
+    sums = ops.transpose(sums, (1, 2, 0))  # (cells, products, batch)
+    return ops.unstack(sums[:, : len(pairs)], axis=1), sums[:, len(pairs) :]
 
 
-def _solve(basis, tensor, force):
-    """c = (B^T T B + I)^-1 B^T force, ``(batch, K, D)``."""
+def _improved(coefficients, basis, tensor, force, iterations):
+    """c nearer to (B^T T B + I)^-1 (force + B^T T B c).
+
+    Args:
+        coefficients: c ``(K, D, batch)``.
+        basis: B ``(cells, K)``.
+        tensor: T, the entries i <= j, row by row: ``(cells, batch)`` each.
+        force: of voxels on the change of c, ``(cells, D, batch)``.
+        iterations: a number.
+    """
     # In float64 where there is one: rounded, the well determined swamps what is hardly so.
     precise = backend.widest_float()
-    basis, tensor, force = (ops.cast(x, precise) for x in (basis, tensor, force))
-    axes, size = tensor.shape[-1], basis.shape[1]
-    transposed = ops.transpose(basis)  # (K, cells)
-    block = {
-        (i, j): ops.matmul(transposed * tensor[:, None, :, i, j], basis)
-        for i in range(axes)
-        for j in range(i, axes)
-    }
-    rows = [
-        ops.concatenate([block[min(i, j), max(i, j)] for j in range(axes)], axis=-1)
-        for i in range(axes)
+    coefficients, force, *system = (
+        ops.cast(x, precise) for x in (coefficients, force, basis, *tensor)
+    )
+    right = _product(ops.transpose(system[0]), force) - coefficients
+    known = [ops.stop_gradient(x) for x in system]
+    change = ops.stop_gradient(_solution(iterations, ops.stop_gradient(right), *known))
+    left = right - _curvature(change, *system)
+    return ops.cast(coefficients + change + _unsolved(iterations)(left, *known), "float32")
+
+
+def _product(matrix, values):
+    """One product of matrices for the whole batch."""
+    found = ops.matmul(matrix, ops.reshape(values, (matrix.shape[1], -1)))
+    return ops.reshape(found, (matrix.shape[0], values.shape[1], -1))
+
+
+def _curvature(values, basis, *tensor):
+    """(B^T T B + I) values."""
+    axes = values.shape[1]
+    pairs = [(i, j) for i in range(axes) for j in range(i, axes)]
+    entries = dict(zip(pairs, tensor, strict=True))
+    moved = _product(basis, values)
+    forces = [
+        sum(entries[min(i, j), max(i, j)] * moved[:, j] for j in range(axes)) for i in range(axes)
     ]
-    one = ops.eye(axes * size, dtype=precise)
-    normal = ops.concatenate(rows, axis=-2) + one
-    right = ops.transpose(ops.matmul(transposed, force), (0, 2, 1))  # (batch, D, K)
-    right = ops.reshape(right, (-1, axes * size, 1))
-    # A NaN among the equations of one sample would end the whole batch: it stays on the right.
-    finite = ops.all(ops.isfinite(normal), axis=(1, 2), keepdims=True)
-    # Not by Cholesky factors, whose gradient takes far longer than that of a solution.
-    found = ops.solve(ops.where(finite, normal, one), right)
-    found = ops.cast(ops.reshape(found, (-1, axes, size)), "float32")
-    return ops.transpose(found, (0, 2, 1))
+    return _product(ops.transpose(basis), ops.stack(forces, axis=1)) + values
+
+
+def _solution(iterations, right, basis, *tensor):
+    """(B^T T B + I)^-1 right, nearly, by conjugate gradients; not to be differentiated."""
+
+    def dot(one, other):
+        return ops.sum(one * other, axis=(0, 1), keepdims=True)
+
+    axes = right.shape[1]
+    first = [axes * i - i * (i - 1) // 2 for i in range(axes)]  # T_ii
+    diagonal = ops.stack([tensor[i] for i in first], axis=1)
+    scale = 1 / (1 + _product(ops.transpose(basis) ** 2, diagonal))
+
+    def improve(_, state):
+        found, left, direction, size = state
+        turned = _curvature(direction, basis, *tensor)
+        length = size / (dot(direction, turned) + _TINY)
+        found, left = found + length * direction, left - length * turned
+        scaled = scale * left
+        before, size = size, dot(left, scaled)
+        return found, left, scaled + size / (before + _TINY) * direction, size
+
+    state = (ops.zeros_like(right), right, scale * right, dot(right, scale * right))
+    return ops.fori_loop(0, iterations, improve, state)[0]
+
+
+def _unsolved(iterations):
+    """Return a function that is 0, with the gradient of the solution of what is left."""
+
+    @ops.custom_gradient
+    def unsolved(left, *system):
+        def gradient(*args, upstream=None):
+            upstream = args[-1] if upstream is None else upstream
+            return _solution(iterations, upstream, *system), *map(ops.zeros_like, system)
+
+        return ops.zeros_like(left), gradient
+
+    return unsolved

@@ -9,6 +9,7 @@ from keras import ops
 from kreg.layers import (
     ComposeLinear,
     MatrixToDisplacement,
+    ResizeDisplacement,
     ResizeImage,
     SmoothRefinement,
     SpatialTransformer,
@@ -99,6 +100,8 @@ class SmoothStep:
         deviation: how far u is expected to go, as a share of the longest side; the first value.
         linear: the same of what the matrix is expected to miss.
         trust: in single voxels, the first value.
+        size: of larger images it sees the longest side in so many voxels: u is smooth, more would
+            take longer and show little.
     """
 
     steps: int = 3
@@ -107,14 +110,22 @@ class SmoothStep:
     deviation: float = 0.006
     linear: float = 0.02
     trust: float = 0.2
+    size: int = 64
 
-    def __call__(self, fixed, moving, matrix, image) -> dict:
-        """Return ``{"displacement": (batch, *spatial, D)}`` on the grid of `image`."""
-        options = {**asdict(self), "dtype": "float32", "name": "smooth_refinement"}
+    def __call__(self, images, view, matrix) -> dict:
+        """Return ``{"displacement": (batch, *spatial, D)}`` on the fixed image's grid."""
+        fixed = images["fixed"]
+        options = asdict(self)
+        sizes = _at_most(options.pop("size"), fixed.shape[1:-1])
+        views = _views(images, view, sizes, "_dense")
         if self.correlation is None:
-            options["correlation"] = 0.15 * 2 ** (len(image.shape) - 4)
-        refinement = SmoothRefinement(**options)
-        return {"displacement": refinement(fixed, moving, matrix)}
+            options["correlation"] = 0.15 * 2 ** (len(sizes) - 2)
+        refinement = SmoothRefinement(
+            **options, spacing=_spacing(views["fixed"], fixed), dtype="float32",
+            name="smooth_refinement",
+        )  # fmt: skip
+        field = refinement(views["fixed"], views["moving"], matrix)
+        return {"displacement": ResizeDisplacement(name="displacement")(field, fixed)}
 
 
 @dataclass(frozen=True)
@@ -129,22 +140,25 @@ class DenseStep:
         decoder: channels of each level on the way up; further entries are convolutions at the
             finest level.
         head: `VelocityHead(4)`, the default: what a matrix leaves is small; or `DenseHead()`.
+        view: what the U-Net sees, `GreyValues()` or your own; None for what the stages see.
     """
 
     downsize: int = 1
     encoder: Sequence[int] = (16, 32, 32)
     decoder: Sequence[int] = (32, 32, 32, 16)
     head: Callable[..., dict] | None = None
+    view: Callable | None = None
 
-    def __call__(self, fixed, moving, matrix, image) -> dict:
-        """Return ``{"displacement": (batch, *spatial, D), ...}`` on the grid of `image`."""
-        warped = _warp(moving, matrix, "halfway", image.shape[1:-1])
+    def __call__(self, images, view, matrix) -> dict:
+        """Return ``{"displacement": (batch, *spatial, D), ...}`` on the fixed image's grid."""
+        sizes = [-(-size // self.downsize) for size in images["fixed"].shape[1:-1]]
+        views = _views(images, self.view or view, sizes, "_dense")
+        fixed = views["fixed"]
+        warped = _warp(views["moving"], matrix, "halfway", images["fixed"])
         difference = keras_layers.Subtract(name="difference", dtype="float32")([fixed, warped])
         seen = keras_layers.Concatenate(name="dense_input")([fixed, warped, difference])
-        if self.downsize > 1:
-            seen = _resized(seen, [-(-size // self.downsize) for size in seen.shape[1:-1]])
         features = unet(seen, self.encoder, self.decoder)
-        return (self.head or VelocityHead(4))(features, image)
+        return (self.head or VelocityHead(4))(features, images["fixed"])
 
 
 def ddim(
@@ -192,8 +206,7 @@ def ddim(
         group: of `kreg.groups`, an object; ``Affine()`` where None.
         view: what the networks see: `GreyValues`, `GradientMagnitudes`, or your own.
         dense: `SmoothStep` for images of the same thing, `DenseStep` for others, your own, called
-            with the views of fixed and moving image, A and the fixed image; or None for a model of
-            the stages alone.
+            with ``{"moving", "fixed"}``, `view` and A; or None for a model of the stages alone.
         detached: whether no gradient flows to the matrix that a stage, or the dense step, starts
             from, so that each is trained by what it has left alone. False for losses on images.
         features: whether there are further outputs ``features1``, ``features2``, ...: for
@@ -220,8 +233,8 @@ def ddim(
             "Expected known spatial sizes, as a matrix lies in a frame centred on the image, and "
             f"`depth` >= 1. Received: spatial sizes {tuple(sizes)}, depth {depth}."
         )
-    views = {image: view(inputs[image], f"{image}_view") for image in ("moving", "fixed")}
     stride, first, later = _resolutions(sizes)
+    views = _views(inputs, view, later, "_view")
 
     def held(matrix):
         return ops.stop_gradient(matrix) if detached else matrix
@@ -233,16 +246,18 @@ def ddim(
         if layers is None or not shared:
             layers = stage.layers(number, stride, group)
         interpolator, matcher = layers
-        small = {name: _resized(x, later if matrices else first) for name, x in views.items()}
-        if matrices:
+        small = dict(views)
+        if not matrices:
+            small = {name: _resized(x, first) for name, x in views.items()}
+        else:
             found = held(matrices[-1])
-            small["moving"] = _warp(small["moving"], found, f"warped{number}", sizes)
+            small["moving"] = _warp(small["moving"], found, f"warped{number}", fixed)
         seen, resampling = interpolator(small["fixed"], fixed, return_matrix=True)
         other = interpolator(small["moving"], fixed)
         matrix = matcher(seen, other, fixed)
         if features:
             name = f"features{number}"
-            matched = _warp(other, matrix, f"{name}_matched", sizes, image_gradient=True)
+            matched = _warp(other, matrix, f"{name}_matched", fixed, image_gradient=True)
             outputs[name] = keras_layers.Concatenate(name=name, dtype="float32")([seen, matched])
         if interpolator.resampling:  # resampled features match under R^-1 A R
             matrix = compose_matrices(resampling, matrix)
@@ -254,7 +269,7 @@ def ddim(
     linear = MatrixToDisplacement(name="linear_displacement")(matrix, fixed)
     outputs["displacement"] = linear
     if dense is not None:
-        fields = dense(views["fixed"], views["moving"], held(matrix), fixed)
+        fields = dense(inputs, view, held(matrix))
         residual = fields.pop("displacement")
         displacement = ComposeLinear(name="composition")(held(matrix), residual)
         outputs |= {"warped_linear": _plain_warp(moving, linear, "warped_linear")}
@@ -283,15 +298,32 @@ def _resolutions(sizes) -> tuple[int, list[int], list[int]]:
 
 
 def _resized(image, shape):
+    if tuple(shape) == tuple(image.shape[1:-1]):
+        return image
     return ResizeImage(shape, dtype="float32")(image)
 
 
-def _warp(view, matrix, name, sizes, image_gradient=False):
-    """What is seen of an image of `sizes`, warped; its background isn't 0: its border goes on."""
-    spacing = [size / cells for size, cells in zip(sizes, view.shape[1:-1], strict=True)]
+def _views(images, view, sizes, suffix) -> dict:
+    """What is seen of each image, brought to `sizes` first."""
+    return {name: view(_resized(image, sizes), f"{name}{suffix}") for name, image in images.items()}
+
+
+def _at_most(longest, sizes) -> list[int]:
+    """The sizes of an image, shrunk until no side is longer than that."""
+    shrink = max(1.0, max(sizes) / longest)
+    return [max(1, round(size / shrink)) for size in sizes]
+
+
+def _spacing(view, image) -> list[float]:
+    """The voxels of a view, in those of the image that it shows."""
+    return [size / cells for size, cells in zip(image.shape[1:-1], view.shape[1:-1], strict=True)]
+
+
+def _warp(view, matrix, name, image, image_gradient=False):
+    """What is seen of an image, warped; its background isn't 0: its border goes on."""
     return SpatialTransformer(
-        border=nearest_border, image_gradient=image_gradient, spacing=spacing, dtype="float32",
-        name=name,
+        border=nearest_border, image_gradient=image_gradient, spacing=_spacing(view, image),
+        dtype="float32", name=name,
     )(view, matrix)  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def test_a_step_solves_the_regularised_least_squares(shape, voxels):
     shape = tuple(4 * (size // 8) for size in shape)
     fixed, moving = texture(shape), texture(shape, seed=1)
     options = {"deviation": 0.03, "linear": 0.05, "trust": 0.1, "correlation": 0.3 * len(shape) / 2}
-    made = SmoothRefinement(1, cells=max(shape) // voxels, **options)
+    made = SmoothRefinement(1, cells=max(shape) // voxels, iterations=60, **options)
     found = ops.convert_to_numpy(made(fixed, moving, identities(shape)))
     control = made.control_shape(shape)
     count = len(shape) + 1
@@ -269,7 +269,7 @@ def test_a_grating_says_nothing_along_its_stripes_and_harms_no_other_sample():
 def test_gradients_reach_matrix_and_weights_and_not_the_images():
     shape = SHAPES[0]
     fixed, moving, matrix, truth = pair(shape)
-    made = layer(shape, steps=2)
+    made = layer(shape, steps=2, iterations=60)
     made.build()
 
     def error(fixed, moving, matrix):
@@ -319,6 +319,16 @@ def test_an_image_twice_as_fine_is_displaced_by_twice_as_many_voxels():
     assert np.abs(found - expected).mean() < 0.15 * np.abs(expected).mean()
 
 
+def test_spacing_is_that_of_the_matrix_alone():
+    """Voxels twice as large: the same images under a matrix of twice the shift."""
+    shape = (20, 30)
+    fixed, moving, matrix, _ = pair(shape)
+    expected = refined(shape, fixed, moving, matrix)
+    matrix[:, :-1, -1] *= 2
+    found = refined(shape, fixed, moving, matrix, spacing=(2, 2))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_frames():
     """A world matrix, of an image that is no square: by hand."""
     shape = (20, 30)
@@ -336,7 +346,8 @@ def test_frames():
 
 
 def test_refuses_what_does_not_fit():
-    for wrong in ({"steps": 0}, {"steps": 2.5}, {"cells": 0}, {"trust": -1}, {"trust": np.nan}):
+    several = [{"steps": 0}, {"steps": 2.5}, {"cells": 0}, {"iterations": 0}]
+    for wrong in (*several, {"trust": -1}, {"trust": np.nan}):
         with pytest.raises(ValueError, match=r"Expected whole `steps`.*`trust`.*Received"):
             SmoothRefinement(**wrong)
     image, eye = texture((16, 16)), identities((16, 16))

@@ -100,9 +100,10 @@ def test_stages_are_composed_each_finding_what_the_one_before_left(shape):
     result = outputs(model, data)
     first, both = np.moveaxis(result["stage_matrices"], 1, 0)
     # The second stage by itself: given the moving image that the first has warped.
-    views = [ops.convert_to_numpy(standardise(data[name])) for name in ("fixed", "moving")]
+    views = [data[name] for name in ("fixed", "moving")]
     if shape == (64, 80):  # the second stage sees it half as large
         views = [halved(view) for view in views]
+    views = [ops.convert_to_numpy(standardise(view)) for view in views]
     views[1] = warped_by(first, views[1], shape, border=nearest_border)
     interpolator, matcher = (model.get_layer(f"{kind}2") for kind in ("interpolator", "matcher"))
     fixed, moving = (interpolator(view) for view in views)
@@ -119,9 +120,8 @@ def test_stages_are_composed_each_finding_what_the_one_before_left(shape):
 
 @pytest.mark.parametrize("shape", [(16, 20), (8, 9, 12)], ids=str)
 def test_the_displacement_is_the_residual_then_the_matrix(shape):
-    def dense(fixed, moving, matrix, image):
-        fields = SMALL_DENSE(fixed, moving, matrix, image)
-        return {**fields, "seen_fixed": fixed, "seen_moving": moving, "seen_matrix": matrix}
+    def dense(images, view, matrix):
+        return {**SMALL_DENSE(images, view, matrix), "seen_matrix": matrix}
 
     model = small(shape, dense=dense)
     make_active(model, 0.05)
@@ -139,19 +139,31 @@ def test_the_displacement_is_the_residual_then_the_matrix(shape):
     np.testing.assert_allclose(result["warped"], expected, atol=1e-4)
     expected = warped_by(result["matrix"], data["moving"])
     np.testing.assert_allclose(result["warped_linear"], expected, atol=2e-3)
-    # The dense step sees both images as they are, and the matrix; a U-Net the warped one.
-    views = {name: ops.convert_to_numpy(standardise(image)) for name, image in data.items()}
-    for name, view in views.items():
-        np.testing.assert_allclose(result[f"seen_{name}"], view, atol=1e-4)
     np.testing.assert_allclose(result["seen_matrix"], result["matrix"], atol=1e-6)
+    # The U-Net sees the warped image.
     halfway = keras.Model(model.input, model.get_layer("halfway").output)(data)
-    expected = warped_by(result["matrix"], views["moving"], border=nearest_border)
+    moving = ops.convert_to_numpy(standardise(data["moving"]))
+    expected = warped_by(result["matrix"], moving, border=nearest_border)
     np.testing.assert_allclose(ops.convert_to_numpy(halfway), expected, atol=5e-3)
 
 
+def test_the_dense_step_may_see_something_else():
+    """The stages see edges, the U-Net grey values half as large."""
+    dense = DenseStep(downsize=2, encoder=(4, 4), decoder=(4, 4), view=GreyValues())
+    model = small((16, 20), view=GradientMagnitudes(), dense=dense)
+    data = noise((16, 20))
+    expected = ops.convert_to_numpy(standardise(halved(data["fixed"])))
+    seen = keras.Model(model.input, model.get_layer("fixed_dense").output)(data)
+    np.testing.assert_allclose(ops.convert_to_numpy(seen), expected, atol=1e-4)
+    edges = keras.Model(model.input, model.get_layer("fixed_view").output)(data)
+    assert edges.shape[1:-1] == (16, 20)
+
+
+@pytest.mark.parametrize("size", [64, 9])
 @pytest.mark.parametrize("shape", [(24, 20), (12, 10, 11)], ids=str)
-def test_by_default_the_rest_is_solved_for_without_training(shape):
-    model = small(shape, dense=SmoothStep())
+def test_by_default_the_rest_is_solved_for_without_training(shape, size):
+    """Images larger than `size` are seen smaller, the displacement is that of their own voxels."""
+    model = small(shape, dense=SmoothStep(size=size))
     image = gaussian_filter(
         np.random.default_rng(0).random((2, *shape, 1)), (0, *[1.5] * len(shape), 0)
     )
@@ -163,6 +175,8 @@ def test_by_default_the_rest_is_solved_for_without_training(shape):
     assert np.abs(result["displacement"] - truth)[inside].mean() < 0.1
     np.testing.assert_allclose(result["residual"], result["displacement"], atol=1e-4)
     assert "velocity" not in result
+    seen = keras.Model(model.input, model.get_layer("fixed_dense").output).output_shape
+    assert max(seen[1:-1]) == min(size, max(shape))
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 1), (32, 32, 32, 1), (160, 192, 224, 1), (64, 9, 2)])
@@ -321,7 +335,8 @@ def test_mixed_precision_keeps_coordinates_float32():
 
 
 def test_the_options_of_a_stage():
-    shape = (18, 20)  # the first stage sees it in 12 x 12: voxels that are no squares
+    # Seen in 20 x 20, and 12 x 12 by the first stage: voxels that are no squares.
+    shape = (18, 20)
     stage = MatchingStage((2, 3), 4, upsampling=2, resampling=True, radius=1)
     model = small(shape, stage=stage, group=groups.Rigid(), dense=None, features=True)
     interpolator, matcher = (model.get_layer(f"{kind}1") for kind in ("interpolator", "matcher"))
@@ -338,10 +353,8 @@ def test_the_options_of_a_stage():
         np.swapaxes(linear, 1, 2) @ linear, np.stack([np.eye(2)] * 2), atol=1e-5
     )
     # Resampled features match under R^-1 A R.
-    fixed, moving = (
-        interpolator(resize_image(standardise(data[name]), (12, 12)), data["fixed"])
-        for name in ("fixed", "moving")
-    )
+    views = (standardise(resize_image(data[name], (20, 20))) for name in ("fixed", "moving"))
+    fixed, moving = (interpolator(resize_image(x, (12, 12)), data["fixed"]) for x in views)
     between = ops.convert_to_numpy(matcher(fixed, moving, data["fixed"]))
     resampling = ops.convert_to_numpy(
         MatrixExpAffine(groups.Rigid(), scale=10)(np.float32([[0.2, -0.1, 0.5]]))
