@@ -29,12 +29,15 @@ class LogRatio:
     Attributes:
         grey: whether channels are averaged before they come here.
         trained: whether T has weights, which ``objective`` trains.
+        any_length: whether T takes batches and samples of unknown number (None in shapes), so that
+            TensorFlow needs one graph alone.
         damping: of Fisher scoring, unless the optimizer says otherwise.
         schedule: of a registration, unless the user says otherwise.
     """
 
     grey = False
     trained = False
+    any_length = False
     damping = 1e-3
     schedule: Schedule = CoarseToFine()
 
@@ -110,6 +113,7 @@ class HistogramRatio(LogRatio):
     sigma: float = 1.5
 
     grey = True
+    any_length = True
 
     def __post_init__(self):
         if self.bins < 2 or self.sigma < 0:
@@ -159,7 +163,7 @@ def _look_up(table, f, m):
     bins = table.shape[1]
     rows = ops.reshape(table, (-1, 1))
     lower = [ops.cast(ops.stop_gradient(x), "int32") for x in (f, m)]
-    start = ops.arange(table.shape[0], dtype="int32")[:, None] * (bins * bins)
+    start = ops.arange(ops.shape(table)[0], dtype="int32")[:, None] * (bins * bins)
     index = start + lower[0] * bins + lower[1]
     u, v = (x - ops.cast(i, "float32") for x, i in zip((f, m), lower, strict=True))
 
@@ -180,6 +184,7 @@ class GaussianRatio(LogRatio):
     """
 
     grey = True
+    any_length = True
 
     def log_ratio(self, weights, fixed, moving, inside):
         """Return T and the correlation."""
