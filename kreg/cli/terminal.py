@@ -1,6 +1,7 @@
 """What a person at a terminal sees while a command works."""
 
 import contextlib
+import gc
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,9 +25,15 @@ def start_keras() -> None:
     if "keras" in sys.modules:
         return
     say("starting Keras, which takes some seconds ...")
-    # Keras imports these where they are there, for what no command uses: two more seconds.
-    with _absent("matplotlib", "pandas", "sklearn"):
-        import_keras()
+    # Keras imports these where they are there, for what no command uses: two more seconds. Looking
+    # for garbage among what an import leaves for good takes another.
+    gc.disable()
+    try:
+        with _absent("matplotlib", "pandas", "sklearn"):
+            import_keras()
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager

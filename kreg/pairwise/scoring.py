@@ -45,7 +45,9 @@ class Scoring:
     def _draw(self, levels, samples):
         self._draws += 1
         seed = self._seed, self._draws
-        points, block = self.pairs.draw(seed, self.owner, levels, samples)
+        points, block = self.pairs.draw(
+            seed, self.owner, levels, samples, shuffled=self.similarity.trained
+        )
         return to_tensors([points.reshape(-1, self.pairs.dimensions), block])
 
     def pretrain(self, matrices, stage: Stage) -> None:
