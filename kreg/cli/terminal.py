@@ -39,8 +39,8 @@ def start_keras() -> None:
 @contextlib.contextmanager
 def _absent(*names: str) -> Iterator[None]:
     """Within, modules that are not imported yet cannot be."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))
+    hidden: dict[str, Any] = {name: None for name in names if name not in sys.modules}
+    sys.modules.update(hidden)
     try:
         yield
     finally:
