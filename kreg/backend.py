@@ -92,7 +92,7 @@ def repeat(function, times: int, value):
     return value
 
 
-def jit(function, least: float = 0):
+def jit(function, least: float = 0, *, any_length: bool = False):
     """Return `function` of tensors and lists of them compiled whole, not to be differentiated.
 
     XLA on TensorFlow and JAX, unchanged on PyTorch. It is compiled anew for new shapes.
@@ -101,6 +101,8 @@ def jit(function, least: float = 0):
         function: what is compiled.
         least: TensorFlow alone: inputs of fewer numbers in all run as a graph without XLA, which
             is some milliseconds slower, and saves the seconds that XLA takes for a new shape.
+        any_length: TensorFlow alone: the graph, which Python takes a second to build, is one for
+            all lengths of the inputs' first axes; `function` meets None there.
     """
     backend = keras.config.backend()
     if backend == "tensorflow":
@@ -110,16 +112,23 @@ def jit(function, least: float = 0):
         # one function is traced for many.
         variants: dict[tuple, object] = {}
 
+        def spec(tensor):
+            shape = tuple(tensor.shape)
+            shape = (None, *shape[1:]) if any_length and shape else shape
+            return tf.TensorSpec(shape, tensor.dtype)
+
         @functools.wraps(function)
         def call(*inputs):
-            flat = tf.nest.flatten(inputs)
-            shapes = tuple((tuple(x.shape), str(getattr(x.dtype, "name", x.dtype))) for x in flat)
-            numbers = sum(math.prod(shape) for shape, _ in shapes)
+            numbers = sum(math.prod(tensor.shape) for tensor in tf.nest.flatten(inputs))
             large = numbers >= max(least, _least_for_xla.get())
-            if (large, shapes) not in variants:
+            signature = tf.nest.map_structure(spec, inputs)
+            key = large, tuple(tf.nest.flatten(signature))
+            if key not in variants:
                 own = functools.partial(function)
-                variants[large, shapes] = tf.function(own, jit_compile=large, autograph=False)
-            return variants[large, shapes](*inputs)
+                variants[key] = tf.function(
+                    own, input_signature=signature, jit_compile=large, autograph=False
+                )
+            return variants[key](*inputs)
 
         return call
     if backend == "jax":

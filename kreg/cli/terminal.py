@@ -1,5 +1,7 @@
 """What a person at a terminal sees while a command works."""
 
+import contextlib
+import gc
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,9 +22,30 @@ def say(text: str) -> None:
 
 def start_keras() -> None:
     """Import Keras, quietly; say so, as it takes seconds."""
-    if "keras" not in sys.modules:
-        say("starting Keras, which takes some seconds ...")
-    import_keras()
+    if "keras" in sys.modules:
+        return
+    say("starting Keras, which takes some seconds ...")
+    # Keras imports these where they are there, for what no command uses: two more seconds. Looking
+    # for garbage among what an import leaves for good takes another.
+    gc.disable()
+    try:
+        with _absent("matplotlib", "pandas", "sklearn"):
+            import_keras()
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextlib.contextmanager
+def _absent(*names: str) -> Iterator[None]:
+    """Within, modules that are not imported yet cannot be."""
+    hidden: dict[str, Any] = {name: None for name in names if name not in sys.modules}
+    sys.modules.update(hidden)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def counted(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:

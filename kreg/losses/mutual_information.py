@@ -9,6 +9,7 @@ from kreg import backend
 from kreg.losses.image_loss import ImageLoss
 from kreg.ops.coordinates import check_image, check_same_size
 from kreg.ops.filters import gaussian_filter
+from kreg.ops.histogram import joint_counts
 from kreg.ops.intensity import TINY, voxel_weights
 
 #: A range of grey values below this share of the largest is rounding, not contrast (float32).
@@ -17,8 +18,8 @@ _RELATIVE_FLOOR = 1e-6
 _LARGE = 1e30
 
 
-def _place(values, weights, bins):
-    """The lower of the two bins that each value lies between, and how far it is to the upper."""
+def _position(values, weights, bins):
+    """Where values lie between their smallest, 0, and their largest, bins - 1."""
     inside = weights > 0
     values = ops.where(inside, values, 0.0)  # what is masked may be NaN
     low = ops.min(ops.where(inside, values, _LARGE), axis=-1, keepdims=True)
@@ -26,41 +27,20 @@ def _place(values, weights, bins):
     floor = _RELATIVE_FLOOR * ops.maximum(ops.abs(low), ops.abs(high))
     scale = ops.where(high - low > floor, (bins - 1) / ops.maximum(high - low, TINY), 0.0)
     position = (values - ops.stop_gradient(low)) * ops.stop_gradient(scale)
-    position = ops.clip(position, 0.0, bins - 1.0)
-    lower = ops.stop_gradient(ops.clip(ops.floor(position), 0.0, bins - 2.0))
-    # Clipped once more: NaN becomes any integer.
-    return ops.clip(ops.cast(lower, "int32"), 0, bins - 2), position - lower
+    return ops.clip(position, 0.0, bins - 1.0)
 
 
 def _counts(fixed, warped, weights, *, bins):
-    """Linearly binned joint counts of ``(batch, *spatial, channels)``.
-
-    Every voxel adds four values to one cell, which its neighbours collect afterwards: a scatter
-    of rows of four is several times faster than a product of (voxels, bins) matrices of weights.
-    """
+    """Linearly binned joint counts of ``(batch, *spatial, channels)``."""
     batch, channels = ops.shape(fixed)[0], fixed.shape[-1]
     fixed, warped, weights = (
         ops.swapaxes(ops.reshape(x, (batch, -1, x.shape[-1])), 1, 2)
         for x in (fixed, warped, weights)
     )  # (batch, channels, voxels)
-    row, down = _place(fixed, weights, bins)
-    column, right = _place(warped, weights, bins)
-    both, lower = down * right * weights, down * weights
-    upper = weights - lower
-    aside = right * weights - both
-    corners = ops.stack([upper - aside, aside, lower - both, both], axis=-1)
-    image = ops.reshape(ops.arange(batch * channels, dtype="int32"), (batch, channels, 1))
-    cell = (image * bins + row) * bins + column
-    sums = ops.segment_sum(
-        ops.reshape(corners, (-1, 4)), ops.reshape(cell, (-1,)), batch * channels * bins * bins
-    )
-    sums = ops.reshape(sums, (batch, channels, bins, bins, 4))
-
-    def moved(corner, down, right):  # the last row and column hold nothing that would move on
-        part = sums[:, :, : bins - down, : bins - right, corner]
-        return ops.pad(part, ((0, 0), (0, 0), (down, 0), (right, 0)))
-
-    return moved(0, 0, 0) + moved(1, 0, 1) + moved(2, 1, 0) + moved(3, 1, 1)
+    fixed, warped = (_position(x, weights, bins) for x in (fixed, warped))
+    weights = ops.broadcast_to(weights, ops.shape(fixed))
+    flat = (ops.reshape(x, (batch * channels, -1)) for x in (fixed, warped, weights))
+    return ops.reshape(joint_counts(*flat, bins), (batch, channels, bins, bins))
 
 
 @functools.lru_cache

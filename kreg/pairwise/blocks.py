@@ -118,7 +118,7 @@ def read(rows, table, first, block, points):
         rows: the buffer ``(voxels, channels)``.
         table: `Blocks.table`.
         first: ``(batch,)``: the row where the image of each sample of the batch begins.
-        block: ``(n,)``: the block that each point is read from.
+        block: ``(n,)``, or ``(1,)`` for all: the block that each point is read from.
         points: ``(batch, n, D)``, world.
 
     Returns:

@@ -99,7 +99,9 @@ def descend(
     for stage in stages:
         for _ in range(stage.steps):
             draws += 1
-            drawn = pairs.draw((seed, draws), owner, stage.levels, stage.samples)
+            drawn = pairs.draw(
+                (seed, draws), owner, stage.levels, stage.samples, shuffled=similarity.trained
+            )
             draw = to_tensors(list(drawn))
             before = matrices
             similarities, overlap = compiled.step(base, images, *draw)

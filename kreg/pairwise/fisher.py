@@ -32,51 +32,56 @@ class FisherScoring:
 
 
 class Scorer:
-    """The compiled half of a step, for one similarity and one number of dimensions.
+    """The compiled half of a step, for one similarity.
 
-    ``score(...)`` returns g, A, the similarity and the overlap, having trained the similarity's
-    weights by one step of Adam.
+    ``step(...)`` returns g, A, the similarity and the overlap, having trained the similarity's
+    weights by one step of Adam. Points come as ``(batch * n, D)``, generators as
+    ``(K, (D + 1)^2)``.
     """
 
-    def __init__(self, similarity, generators: np.ndarray):
+    def __init__(self, similarity):
         self.similarity = similarity
-        self.generators = generators.reshape(len(generators), -1).astype("float32")
-        self.trained_only = backend.jit(self._train)
-        self.step = backend.jit(self._step)
+        own = similarity.any_length
+        self.trained_only = backend.jit(self._train, any_length=own)
+        self.step = backend.jit(self._step, any_length=own)
 
         # A verdict asks twice, each time for other shapes: for one pair not worth XLA's seconds.
-        self.evaluate = backend.jit(self._evaluate, _COMPILED)
+        self.evaluate = backend.jit(self._evaluate, _COMPILED, any_length=own)
 
     def _evaluate(self, images, points, block, matrix):
         """The similarity, by a log-ratio without weights, and the overlap."""
-        fixed, _, moving, inside, overlap = sampled(images, points, block, matrix)
+        fixed, _, moving, inside, overlap = sampled(images, _batch(points, matrix), block, matrix)
         return self.similarity.log_ratio([], fixed, moving, inside)[1], overlap
 
     def _train(self, weights, state, rate, images, points, block, matrix):
         """One step of Adam on the similarity's weights; the transform stays."""
-        fixed, _, moving, inside, _ = sampled(images, points, block, matrix)
+        fixed, _, moving, inside, _ = sampled(images, _batch(points, matrix), block, matrix)
         return self.similarity.learn(weights, state, rate, fixed, moving, inside)[:2]
 
-    def _step(self, weights, state, rate, images, points, block, matrix):
-        fixed, there, moving, inside, overlap = sampled(images, points, block, matrix)
+    def _step(self, weights, state, rate, images, points, block, matrix, generators):
+        points = _batch(points, matrix)
         if self.similarity.trained:
-            weights, state, similarity = self.similarity.learn(
+            fixed, _, moving, inside, _ = sampled(images, points, block, matrix)
+            weights, state, bound = self.similarity.learn(
                 weights, state, rate, fixed, moving, inside
             )
-        _, moving_rows, _, moving_table, _, first_moving = images
+        fixed, own = fixed_values(images, block, points)
 
         def total(variables):
-            values, _ = read(moving_rows, moving_table, first_moving, block, variables[0])
-            ratio, value = self.similarity.log_ratio(weights, fixed, values[..., :-1], inside)
-            return ops.sum(ratio * inside), value
+            moving, inside, overlap = moving_values(images, block, variables[0], own)
+            ratio, value = self.similarity.log_ratio(weights, fixed, moving, inside)
+            return ops.sum(ratio * inside), (value, inside, overlap)
 
-        (_, value), (slope,) = backend.value_and_gradients(total, [there])
-        similarity = similarity if self.similarity.trained else value
+        there = transform_points(matrix, points)
+        (_, aside), (slope,) = backend.value_and_gradients(total, [there])
+        similarity, inside, overlap = aside
+        similarity = bound if self.similarity.trained else similarity
         # b_k(y) = B y - y (p . y) for the last row p of B: both halves in one outer product.
         slope = ops.concatenate([slope, -ops.sum(slope * there, -1, keepdims=True)], -1)
         there = ops.concatenate([there, ops.ones_like(there[..., :1])], -1)
-        outer = ops.reshape(slope[..., :, None] * there[..., None, :], (*there.shape[:2], -1))
-        scores = ops.matmul(outer, self.generators.T)  # (batch, n, K)
+        outer = slope[..., :, None] * there[..., None, :]
+        outer = ops.reshape(outer, (*ops.shape(there)[:2], generators.shape[1]))
+        scores = ops.matmul(outer, ops.transpose(generators))  # (batch, n, K)
         count = ops.maximum(ops.sum(inside, axis=1), 1.0)
         gradient = ops.sum(scores, axis=1) / count[:, None]
         information = ops.matmul(ops.swapaxes(scores, 1, 2), scores) / count[:, None, None]
@@ -84,9 +89,14 @@ class Scorer:
 
 
 @functools.lru_cache(maxsize=64)
-def scorer(similarity, group, dimensions: int) -> Scorer:
-    """Return the `Scorer` for a similarity and a group; the same one, compiled once, each time."""
-    return Scorer(similarity, group.generators(dimensions))
+def scorer(similarity) -> Scorer:
+    """Return the `Scorer` for a similarity; the same one, compiled once, each time."""
+    return Scorer(similarity)
+
+
+def _batch(points, matrix):
+    """Return points ``(batch * n, D)`` as ``(batch, n, D)``."""
+    return ops.reshape(points, (ops.shape(matrix)[0], -1, points.shape[-1]))
 
 
 def sampled(images, points, block, matrix):
@@ -97,15 +107,27 @@ def sampled(images, points, block, matrix):
         there, the weights ``(batch, n)``: the masks, 0 outside the moving image, and the overlap
         ``(batch,)``: the share that these are of the fixed image's own weights.
     """
-    fixed_rows, moving_rows, fixed_table, moving_table, first_fixed, first_moving = images
-    fixed, here = read(fixed_rows, fixed_table, first_fixed, block, points)
+    fixed, own = fixed_values(images, block, points)
     there = transform_points(matrix, points)
-    moving, inside = read(moving_rows, moving_table, first_moving, block, there)
+    moving, inside, overlap = moving_values(images, block, there, own)
+    return fixed, there, moving, inside, overlap
+
+
+def fixed_values(images, block, points):
+    """Return fixed values ``(batch, n, channels)`` at points, and the weight of each."""
+    rows, _, table, _, first, _ = images
+    fixed, here = read(rows, table, first, block, points)
     # The last channel is the mask.
-    own = here * fixed[..., -1]
+    return fixed[..., :-1], here * fixed[..., -1]
+
+
+def moving_values(images, block, points, own):
+    """Return moving values at points, weights, and overlap, as `sampled`; `own` are the fixed's."""
+    _, rows, _, table, _, first = images
+    moving, inside = read(rows, table, first, block, points)
     inside = ops.stop_gradient(inside * own * moving[..., -1])
     overlap = ops.sum(inside, axis=1) / ops.maximum(ops.sum(own, axis=1), 1e-6)
-    return fixed[..., :-1], there, moving[..., :-1], inside, overlap
+    return moving[..., :-1], inside, overlap
 
 
 def solve(gradient: np.ndarray, information: np.ndarray, damping: float) -> np.ndarray:

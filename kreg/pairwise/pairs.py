@@ -111,9 +111,18 @@ class Sampled(Protocol):
         """Return the buffers and where in them the images of each sample of a batch begin."""
 
     def draw(
-        self, seed: Seed, owner: np.ndarray, levels: Sequence[int], samples: int
+        self,
+        seed: Seed,
+        owner: np.ndarray,
+        levels: Sequence[int],
+        samples: int,
+        *,
+        shuffled: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return world points ``(batch, n, D)`` and the block of each, ``(n,)``."""
+        """Return world points ``(batch, n, D)`` and their blocks: ``(n,)``, or one for all.
+
+        Where they are not `shuffled`, neighbours may come in turn, which memory reads faster.
+        """
 
 
 class Pairs:
@@ -178,9 +187,15 @@ class Pairs:
         return self._drawers[pair, level]
 
     def draw(
-        self, seed: Seed, owner: np.ndarray, levels: Sequence[int], samples: int
+        self,
+        seed: Seed,
+        owner: np.ndarray,
+        levels: Sequence[int],
+        samples: int,
+        *,
+        shuffled: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return world points ``(batch, n, D)`` and the block of each, ``(n,)``.
+        """Return world points ``(batch, n, D)`` and their blocks, as `Sampled` does.
 
         Points of the levels take turns, so that half a turn of the samples keeps the level. All
         pairs draw by the same seed: what one gets does not depend on its neighbours.
@@ -195,11 +210,13 @@ class Pairs:
             parts = []
             for level in levels:
                 voxels = self._drawer(int(pair), level)(generator, each)
+                if shuffled:
+                    voxels = voxels[generator.permutation(each)]
                 last = np.asarray(self.fixed.levels[level].shape[1:-1]) - 1
                 parts.append(self.fixed.frames[level].to_world(np.clip(voxels, 0, last)))
             drawn[int(pair)] = np.stack(parts, axis=1).reshape(-1, self.dimensions)
         points = np.stack([drawn[int(pair)] for pair in owner]).astype("float32")
-        return points, np.tile(np.asarray(levels, "int32"), each)
+        return points, np.tile(np.asarray(levels, "int32"), each if len(levels) > 1 else 1)
 
 
 def to_tensors(tree):

@@ -27,7 +27,7 @@ class Sampler:
         raise NotImplementedError(f"{type(self).__name__} must define density().")
 
     def drawer(self, values: np.ndarray, mask: np.ndarray | None) -> Draw:
-        """Return ``draw(generator, n) -> (n, D)`` voxel indices, float, in random order.
+        """Return ``draw(generator, n) -> (n, D)`` voxel indices, float, neighbours in turn.
 
         Args:
             values: one level of one image, ``(*spatial, channels)``.
@@ -89,7 +89,7 @@ def _stratified(generator: np.random.Generator, shape: Sequence[int], n: int) ->
     # What is missing to n falls anywhere.
     extra = generator.random((n - len(grid), len(shape)), dtype="float32") * np.asarray(cells)
     points = grid + generator.random(grid.shape, dtype="float32")
-    points = np.concatenate([points, extra.astype("float32")])[generator.permutation(n)]
+    points = np.concatenate([points, extra.astype("float32")])
     return points * (np.asarray(shape, "float32") / cells).astype("float32") - 0.5
 
 
@@ -99,4 +99,4 @@ def _systematic(generator, shape: Sequence[int], total: np.ndarray, n: int) -> n
     index = np.minimum(np.searchsorted(total, marks, side="right"), len(total) - 1)
     points = np.stack(np.unravel_index(index, shape), axis=-1).astype("float32")
     points += generator.random(points.shape, dtype="float32") - 0.5
-    return points[generator.permutation(n)]
+    return points

@@ -45,12 +45,14 @@ class Scoring:
     def _draw(self, levels, samples):
         self._draws += 1
         seed = self._seed, self._draws
-        points, block = self.pairs.draw(seed, self.owner, levels, samples)
-        return to_tensors([points, block])
+        points, block = self.pairs.draw(
+            seed, self.owner, levels, samples, shuffled=self.similarity.trained
+        )
+        return to_tensors([points.reshape(-1, self.pairs.dimensions), block])
 
-    def pretrain(self, matrices, group: Group, stage: Stage) -> None:
+    def pretrain(self, matrices, stage: Stage) -> None:
         """Train the similarity alone."""
-        compiled = scorer(self.similarity, group, self.pairs.dimensions)
+        compiled = scorer(self.similarity)
         for _ in range(stage.pretraining):
             draw = self._draw(stage.levels, stage.samples)
             rate = to_tensors(np.float32(stage.rates[0]))
@@ -61,21 +63,21 @@ class Scoring:
 
     def score(self, matrices, group: Group, levels, samples, rate: float = 0.0):
         """Return g, A, similarity and overlap of matrices, as arrays."""
-        compiled = scorer(self.similarity, group, self.pairs.dimensions)
-        self.weights, self.state, *rest = compiled.step(
+        generators = group.generators(self.pairs.dimensions)
+        self.weights, self.state, *rest = scorer(self.similarity).step(
             self.weights,
             self.state,
             to_tensors(np.float32(rate)),
             self.images,
             *self._draw(levels, samples),
             to_tensors(matrices.astype("float32")),
+            to_tensors(generators.reshape(len(generators), -1).astype("float32")),
         )
         return [keras.ops.convert_to_numpy(value) for value in rest]
 
-    def evaluate(self, matrices, group: Group, levels, samples):
+    def evaluate(self, matrices, levels, samples):
         """Return similarity and overlap of matrices, as arrays; the log-ratio has no weights."""
-        compiled = scorer(self.similarity, group, self.pairs.dimensions)
-        draw = self._draw(levels, samples)
+        compiled, draw = scorer(self.similarity), self._draw(levels, samples)
         values = compiled.evaluate(self.images, *draw, to_tensors(matrices.astype("float32")))
         return [keras.ops.convert_to_numpy(value) for value in values]
 
@@ -83,7 +85,7 @@ class Scoring:
         self, matrices, group: Group, stage: Stage, optimizer: FisherScoring, name: str = ""
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Yield for each step the matrices after it, those before it, and how these scored."""
-        self.pretrain(matrices, group, stage)
+        self.pretrain(matrices, stage)
         generators = group.generators(self.pairs.dimensions).astype("float64")
         cap = optimizer.cap * self.pairs.voxel(max(stage.levels))
         damping = self.similarity.damping if optimizer.damping is None else optimizer.damping

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 import scipy.ndimage
-from scipy.spatial.transform import Rotation
 
 from kreg.groups import Group, Rigid
 from kreg.pairwise.blocks import Frame
@@ -83,6 +82,8 @@ class MultiStart:
                 np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for a in radians
             ]
         else:
+            from scipy.spatial.transform import Rotation  # a fifth of a second, for volumes alone
+
             vectors = {tuple(np.deg2rad(angle) * axis) for angle in angles for axis in np.eye(3)}
             vectors.add((0.0, 0.0, 0.0))
             rotations = [Rotation.from_rotvec(v).as_matrix() for v in sorted(vectors)]

@@ -17,6 +17,7 @@ from kreg import backend
 from kreg.losses.mine import MINE, Critic, donsker_varadhan
 from kreg.losses.mutual_information import MutualInformation
 from kreg.losses.ncc import NCC
+from kreg.ops.histogram import joint_counts
 from kreg.pairwise.schedule import CoarseToFine, Schedule
 
 #: Images come to a similarity with values in [-LIMIT, LIMIT].
@@ -29,12 +30,15 @@ class LogRatio:
     Attributes:
         grey: whether channels are averaged before they come here.
         trained: whether T has weights, which ``objective`` trains.
+        any_length: whether T takes batches and samples of unknown number (None in shapes), so that
+            TensorFlow needs one graph alone.
         damping: of Fisher scoring, unless the optimizer says otherwise.
         schedule: of a registration, unless the user says otherwise.
     """
 
     grey = False
     trained = False
+    any_length = False
     damping = 1e-3
     schedule: Schedule = CoarseToFine()
 
@@ -110,6 +114,7 @@ class HistogramRatio(LogRatio):
     sigma: float = 1.5
 
     grey = True
+    any_length = True
 
     def __post_init__(self):
         if self.bins < 2 or self.sigma < 0:
@@ -121,10 +126,8 @@ class HistogramRatio(LogRatio):
         """Return T looked up in the table of the samples at hand, and their information."""
         f, m = self._position(fixed), self._position(moving)
         kernel = _smoothing(self.bins, self.sigma)
-        f, frozen = ops.stop_gradient(f), ops.stop_gradient(m)
-        centres = ops.arange(self.bins, dtype="float32")
-        hats = [ops.relu(1.0 - ops.abs(x[..., None] - centres)) for x in (f, frozen)]
-        joint = ops.matmul(ops.swapaxes(hats[0] * inside[..., None], 1, 2), hats[1])
+        f = ops.stop_gradient(f)
+        joint = joint_counts(f, ops.stop_gradient(m), inside, self.bins)
         joint = ops.matmul(ops.matmul(kernel, joint), kernel.T)
         joint = joint / ops.maximum(ops.sum(joint, axis=(1, 2), keepdims=True), 1e-6)
         independent = ops.sum(joint, axis=2, keepdims=True) * ops.sum(joint, axis=1, keepdims=True)
@@ -159,15 +162,15 @@ def _look_up(table, f, m):
     bins = table.shape[1]
     rows = ops.reshape(table, (-1, 1))
     lower = [ops.cast(ops.stop_gradient(x), "int32") for x in (f, m)]
-    start = ops.arange(table.shape[0], dtype="int32")[:, None] * (bins * bins)
+    start = ops.arange(ops.shape(table)[0], dtype="int32")[:, None] * (bins * bins)
     index = start + lower[0] * bins + lower[1]
     u, v = (x - ops.cast(i, "float32") for x, i in zip((f, m), lower, strict=True))
 
     def corner(offset):
         return ops.take(rows, index + offset, axis=0)[..., 0]
 
-    low = corner(0) + (corner(1) - corner(0)) * v
-    high = corner(bins) + (corner(bins + 1) - corner(bins)) * v
+    low, right, down, both = (corner(offset) for offset in (0, 1, bins, bins + 1))
+    low, high = low + (right - low) * v, down + (both - down) * v
     return low + (high - low) * u
 
 
@@ -180,6 +183,7 @@ class GaussianRatio(LogRatio):
     """
 
     grey = True
+    any_length = True
 
     def log_ratio(self, weights, fixed, moving, inside):
         """Return T and the correlation."""

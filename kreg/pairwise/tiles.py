@@ -116,9 +116,15 @@ class Tiles:
         return fixed.rows, moving.rows, fixed.table(), moving.table(), first, first
 
     def draw(
-        self, seed: Seed, owner: np.ndarray, levels: Sequence[int], samples: int
+        self,
+        seed: Seed,
+        owner: np.ndarray,
+        levels: Sequence[int],
+        samples: int,
+        *,
+        shuffled: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return world points ``(batch, n, D)`` and the block of each, ``(n,)``."""
+        """Return world points ``(batch, n, D)`` and their blocks, ``(n,)``."""
         generator = np.random.default_rng(seed)
         block = generator.permutation(np.arange(samples, dtype="int32") % self.found)
         last = self.fixed_blocks.sizes - 1

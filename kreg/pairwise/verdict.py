@@ -195,7 +195,7 @@ def _scores(pairs: Pairs, matrices, level: int, samples: int, seed: int):
     count = matrices.shape[1]
     scoring = Scoring(pairs, COARSE, np.repeat(np.arange(pairs.count), count), seed)
     flat = matrices.reshape(-1, *matrices.shape[2:])
-    similarity, overlap = scoring.evaluate(flat, Similarity(), (level,), samples)
+    similarity, overlap = scoring.evaluate(flat, (level,), samples)
     corrected = similarity - COARSE.bias(samples * np.maximum(overlap, 0.1))
     return corrected.reshape(-1, count), overlap.reshape(-1, count)
 

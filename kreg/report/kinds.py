@@ -1,6 +1,7 @@
 """The kinds of pictures in a report, what they mean, and the order in which they come."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,10 @@ class Painted:
 
     def __init__(self, scene: Scene, views: list[View]):
         self.scene, self.views = scene, views
-        self._agreements = agreements(views)
+        # They take as long as all pictures that do without them, which are painted meanwhile.
+        executor = ThreadPoolExecutor(max_workers=1)
+        self._agreements = executor.submit(agreements, views)
+        executor.shutdown(wait=False)
         fixed = pictures.contrast([_inside(view.fixed) for view in views])
         moving = pictures.contrast([_inside(view.after) for view in views])
         self._unit = [
@@ -60,14 +64,15 @@ class Painted:
 
     def saliency(self, number: int) -> np.ndarray:
         """Return joint saliency in colours, light grey where neither image shows an edge."""
-        found = self._agreements[number]
+        found = self._agreements.result()[number]
         colours = pictures.coloured(found.saliency, pictures.CAUTION)
         shown = pictures.mixed(colours, pictures.NOTHING, found.structure)
         return pictures.where(self.views[number].after.inside, shown)
 
     def tinted(self, number: int) -> np.ndarray:
         """Return the fixed image in grey, orange where its edges and the moving one's differ."""
-        doubt = np.where(self.views[number].after.inside, self._agreements[number].doubt, 0)
+        found = self._agreements.result()[number]
+        doubt = np.where(self.views[number].after.inside, found.doubt, 0)
         return pictures.tinted(self.layer("fixed", number).mean(-1, keepdims=True), doubt)
 
     def masked(self, name: str, layer: str, number: int) -> np.ndarray:

@@ -157,12 +157,24 @@ def test_draws_world_points_that_take_turns_between_the_levels(levels):
     owner = np.array([0, 1, 1])
     points, block = pairs.draw(0, owner, levels, 64)
     assert points.shape == (3, 64, 2)
-    np.testing.assert_array_equal(block, np.tile(levels, 64 // len(levels)))
+    turns = 64 // len(levels) if len(levels) > 1 else 1  # one level is that of all points
+    np.testing.assert_array_equal(block, np.tile(levels, turns))
     half = 0.02 * 129 / 2, 0.03 * 100 / 2
     assert (np.abs(points) <= np.asarray(half) + 1e-6).all()
     for other in points[1:]:  # what a pair gets does not depend on its neighbours
         np.testing.assert_array_equal(points[0], other)
     assert not np.array_equal(points, pairs.draw(1, owner, levels, 64)[0])
+
+
+def test_points_come_in_random_order_where_asked():
+    side = side_of(np.zeros((1, 64, 64, 1), "float32"), (1.0, 1.0))
+    pairs, owner = Pairs(side, side, UniformSampler()), np.array([0])
+    points, *_ = pairs.draw(0, owner, (0,), 2000, shuffled=True)[0]
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    assert steps.mean() > 20  # 0.52 * 64 for independent points
+    assert abs(points[:1000].mean(0) - points[1000:].mean(0)).max() < 4
+    in_turn = pairs.draw(0, owner, (0,), 2000)[0][0]
+    np.testing.assert_array_equal(np.sort(points, axis=0), np.sort(in_turn, axis=0))
 
 
 def test_pairs_that_are_not_alike_draw_points_of_their_own():

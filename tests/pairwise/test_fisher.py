@@ -161,6 +161,11 @@ def draw(dimensions, n=400, *, size=1.4, seed=3):
     return points.astype("float32"), np.zeros(n, "int32")
 
 
+def rows_of(group, dimensions):
+    generators = group.generators(dimensions)
+    return generators.reshape(len(generators), -1).astype("float32")
+
+
 @each_group
 def test_gradient_and_information_are_those_of_the_slopes(group, dimensions):
     """u_k = dT/dm grad m . (B_k y - y (p . y)), point by point in float64."""
@@ -168,13 +173,13 @@ def test_gradient_and_information_are_those_of_the_slopes(group, dimensions):
     moving, slopes, shifts, frame = planes(dimensions, seed=1)
     points, block = draw(dimensions)
     matrices = near_identity(group, dimensions)
-    compiled = scorer(SQUARES, group, dimensions)
+    compiled = scorer(SQUARES)
     *_, gradient, information, similarity, overlap = compiled.step(
         [],
         [],
         to_tensors(np.float32(0)),
         images_of(fixed, moving),
-        *to_tensors([points, block, matrices.astype("float32")]),
+        *to_tensors([points, block, matrices.astype("float32"), rows_of(group, dimensions)]),
     )
     found = [ops.convert_to_numpy(x) for x in (gradient, information, similarity, overlap)]
     generators = group.generators(dimensions).astype("float64")
@@ -207,7 +212,7 @@ def test_the_gradient_is_the_difference_of_similarities(group, dimensions):
     fixed, *_ = planes(dimensions)
     moving, *_ = planes(dimensions, seed=1)
     points, block = draw(dimensions, size=0.7)
-    compiled = scorer(SQUARES, group, dimensions)
+    compiled = scorer(SQUARES)
     images = images_of(fixed, moving)
 
     def scored(matrices):
@@ -216,7 +221,7 @@ def test_the_gradient_is_the_difference_of_similarities(group, dimensions):
             [],
             to_tensors(np.float32(0)),
             images,
-            *to_tensors([points, block, matrices.astype("float32")]),
+            *to_tensors([points, block, matrices.astype("float32"), rows_of(group, dimensions)]),
         )
         np.testing.assert_array_equal(ops.convert_to_numpy(overlap), 1)
         return ops.convert_to_numpy(gradient), ops.convert_to_numpy(similarity).astype("float64")
@@ -283,7 +288,7 @@ FITTED = Fitted()
 def test_weights_are_trained_by_adam_pair_by_pair():
     fixed, *_ = planes(2)
     points, block = draw(2)
-    compiled = scorer(FITTED, Translation(), 2)
+    compiled, generators = scorer(FITTED), to_tensors(rows_of(Translation(), 2))
     matrices = np.stack([np.eye(3)] * 2).astype("float32")
     images, draws = images_of(fixed, fixed), to_tensors([points, block, matrices])
     expected = np.array([[0.0], [5.0]])
@@ -292,8 +297,9 @@ def test_weights_are_trained_by_adam_pair_by_pair():
     first = second = np.zeros_like(expected)
     for count in range(1, 6):
         rate = 0.3 / count
-        step = compiled.trained_only if count < 3 else compiled.step
-        weights, state, *_ = step(weights, state, to_tensors(np.float32(rate)), images, *draws)
+        step, more = (compiled.trained_only, []) if count < 3 else (compiled.step, [generators])
+        rates = to_tensors(np.float32(rate))
+        weights, state, *_ = step(weights, state, rates, images, *draws, *more)
         slope = 2 * (expected - 2)
         first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
         corrected = first / (1 - 0.9**count), second / (1 - 0.99**count)
@@ -310,6 +316,6 @@ def test_only_trained_similarities_have_a_state():
 
 
 def test_one_scorer_serves_all_calls():
-    assert scorer(HistogramRatio(), Rigid(), 2) is scorer(HistogramRatio(48), Rigid(), 2)
-    assert scorer(HistogramRatio(), Rigid(), 2) is not scorer(HistogramRatio(), Affine(), 2)
+    assert scorer(HistogramRatio()) is scorer(HistogramRatio(48))
+    assert scorer(HistogramRatio()) is not scorer(HistogramRatio(32))
     assert FisherScoring() == FisherScoring(damping=None, cap=2.0)

@@ -52,12 +52,9 @@ def test_uniform_points_are_anywhere_between_the_voxels():
 
 
 @each_sampler
-def test_points_come_in_random_order(sampler):
+def test_neighbours_come_in_turn(sampler):
     points = drawn(sampler, (64, 64), 2000)
-    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    assert steps.mean() > 20  # 0.52 * 64 for independent points
-    halves = points[:1000], points[1000:]
-    assert abs(halves[0].mean(0) - halves[1].mean(0)).max() < 4
+    assert np.median(np.linalg.norm(np.diff(points, axis=0), axis=1)) < 4
 
 
 @each_sampler
