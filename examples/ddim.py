@@ -69,7 +69,7 @@ class Recipe:
 RECIPES = {
     "digits": Recipe(GreyValues(), 64, (2400, 100), MatchingStage()),
     # Edges, not grey values: an inverted contrast changes nothing.
-    "brains": Recipe(GradientMagnitudes(), 20, (3200, 100), MatchingStage()),
+    "brains": Recipe(GradientMagnitudes(), 20, (4000, 100), MatchingStage()),
     "faces": Recipe(GreyValues(), 32, (1500, 100), MatchingStage(), mirrored=True),
 }
 
