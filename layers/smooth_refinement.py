@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import keras
 import numpy as np
@@ -22,8 +23,8 @@ _PITCH, _MARGIN = 1.3, 1.0
 _MOST = 1200
 #: Differences are taken for noise of at least this share of the fixed image's deviation.
 _LEAST_NOISE = 0.01
-#: Of a division of what is left by what was there before: nothing by nothing is nothing.
-_TINY = 1e-30
+#: At least so many iterations for the gradient: what it lacks is not made good by a next step.
+_BACKWARD = 30
 #: Of a point on the border, in voxels.
 _ROUNDING = 1e-3
 
@@ -43,7 +44,8 @@ class SmoothRefinement(keras.layers.Layer):
 
     Three weights, learned unless ``trainable=False``: t, and how far voxels are expected to move.
     It works untrained. The images are taken for data, gradients reach the matrix. A pair without
-    differences is left as it is. Each pair by itself; where an image is not finite neither is u.
+    differences is left as it is. Each pair by itself; where an image is not finite neither is u,
+    nor are the gradients of the weights, which all pairs share.
     JAX solves in float32 unless ``jax_enable_x64`` is set: less exact for large images.
 
     Args:
@@ -56,8 +58,10 @@ class SmoothRefinement(keras.layers.Layer):
         correlation: over this distance, as a share of the longest side, the smooth part is
             correlated by exp(-1/2). The smaller, the more coefficients.
         cells: the longest side has at most so many, which should be smaller than `correlation`.
-        iterations: of conjugate gradients in each step. The gradient is that of the exact solution.
-        spacing: for the matrix, the distance of voxel centres along each axis; 1 where None.
+        iterations: of conjugate gradients in each step, each beginning where the one before ended.
+            Gradients are about those of the exact solution.
+        spacing: for the matrix, the distance of voxel centres along each axis; 1 where None. How u
+            is expected to be is said in voxels, whatever their spacing.
 
     Call arguments:
         fixed, moving: ``(batch, *spatial, channels)``, floating, equal sizes that are known.
@@ -88,12 +92,17 @@ class SmoothRefinement(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)  # displacements stay float32
         numbers = (deviation, linear, trust, correlation)
         counts = (steps, cells, iterations)
-        whole = all(isinstance(count, int) and count > 0 for count in counts)
+        whole = all(isinstance(count, Integral) and count > 0 for count in counts)
         if not whole or not all(number > 0 for number in numbers):
             raise ValueError(
                 "Expected whole `steps`, `cells` and `iterations`, and `deviation`, `linear`, "
                 "`trust` and `correlation`, all of them positive. "
                 f"Received: {counts} and {numbers}."
+            )
+        if spacing is not None and not (np.ndim(spacing) == 1 and all(x > 0 for x in spacing)):
+            raise ValueError(
+                "Expected `spacing` to be None or a positive number for each axis. "
+                f"Received: {spacing}."
             )
         self.steps = steps
         self.deviation = deviation
@@ -348,6 +357,10 @@ def _solution(iterations, right, basis, *tensor):
     def dot(one, other):
         return ops.sum(one * other, axis=(0, 1), keepdims=True)
 
+    def ratio(one, other):  # of squares; nothing is left to do where there is nothing
+        some = other > 0
+        return ops.where(some, one / ops.where(some, other, 1), 0)
+
     axes = right.shape[1]
     first = [axes * i - i * (i - 1) // 2 for i in range(axes)]  # T_ii
     diagonal = ops.stack([tensor[i] for i in first], axis=1)
@@ -356,11 +369,11 @@ def _solution(iterations, right, basis, *tensor):
     def improve(_, state):
         found, left, direction, size = state
         turned = _curvature(direction, basis, *tensor)
-        length = size / (dot(direction, turned) + _TINY)
+        length = ratio(size, dot(direction, turned))
         found, left = found + length * direction, left - length * turned
         scaled = scale * left
         before, size = size, dot(left, scaled)
-        return found, left, scaled + size / (before + _TINY) * direction, size
+        return found, left, scaled + ratio(size, before) * direction, size
 
     state = (ops.zeros_like(right), right, scale * right, dot(right, scale * right))
     return ops.fori_loop(0, iterations, improve, state)[0]
@@ -373,7 +386,9 @@ def _unsolved(iterations):
     def unsolved(left, *system):
         def gradient(*args, upstream=None):
             upstream = args[-1] if upstream is None else upstream
-            return _solution(iterations, upstream, *system), *map(ops.zeros_like, system)
+            return _solution(max(iterations, _BACKWARD), upstream, *system), *map(
+                ops.zeros_like, system
+            )
 
         return ops.zeros_like(left), gradient
 

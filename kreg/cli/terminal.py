@@ -45,7 +45,7 @@ def _absent(*names: str) -> Iterator[None]:
         yield
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def counted(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:

@@ -30,6 +30,8 @@ _COARSE = 32
 _CELLS = 8
 #: And at least this many along each: fewer do not show what changes along it.
 _FEWEST = 2
+#: Sides are not shrunk to fewer voxels than this by the dense step: a few slices would be none.
+_SHORT = 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class GreyValues:
 class GradientMagnitudes:
     """What the networks see of an image: the strength of its edges, ||grad I||, standardised.
 
-    An inverted contrast changes nothing, nor does any other scale of the grey values.
+    Of the image in the size that they see, per voxel. An inverted contrast changes nothing, nor
+    does any other scale of the grey values.
     """
 
     def __call__(self, image, name: str):
@@ -102,6 +105,9 @@ class SmoothStep:
         trust: in single voxels, the first value.
         size: of larger images it sees the longest side in so many voxels: u is smooth, more would
             take longer and show little.
+
+    Raises:
+        ValueError: when called, as `kreg.layers.SmoothRefinement` does, or if `size` < 8.
     """
 
     steps: int = 3
@@ -115,6 +121,8 @@ class SmoothStep:
     def __call__(self, images, view, matrix) -> dict:
         """Return ``{"displacement": (batch, *spatial, D)}`` on the fixed image's grid."""
         fixed = images["fixed"]
+        if self.size < _SHORT:
+            raise ValueError(f"Expected `size` >= {_SHORT} voxels. Received: {self.size}.")
         options = asdict(self)
         sizes = _at_most(options.pop("size"), fixed.shape[1:-1])
         views = _views(images, view, sizes, "_dense")
@@ -304,14 +312,19 @@ def _resized(image, shape):
 
 
 def _views(images, view, sizes, suffix) -> dict:
-    """What is seen of each image, brought to `sizes` first."""
-    return {name: view(_resized(image, sizes), f"{name}{suffix}") for name, image in images.items()}
+    """What is seen of each image, brought to `sizes`; seen before it is enlarged, if it is."""
+
+    def seen(image, name):
+        smaller = [min(pair) for pair in zip(sizes, image.shape[1:-1], strict=True)]
+        return _resized(view(_resized(image, smaller), name), sizes)
+
+    return {name: seen(image, f"{name}{suffix}") for name, image in images.items()}
 
 
 def _at_most(longest, sizes) -> list[int]:
-    """The sizes of an image, shrunk until no side is longer than that."""
+    """The sizes of an image, shrunk until no side is longer than that, or short."""
     shrink = max(1.0, max(sizes) / longest)
-    return [max(1, round(size / shrink)) for size in sizes]
+    return [max(min(size, _SHORT), round(size / shrink)) for size in sizes]
 
 
 def _spacing(view, image) -> list[float]:

@@ -29,7 +29,8 @@ class LogRatio:
 
     Attributes:
         grey: whether channels are averaged before they come here.
-        trained: whether T has weights, which ``objective`` trains.
+        trained: whether T has weights, which ``objective`` trains. Samples then come in random
+            order, for others neighbours may come in turn.
         any_length: whether T takes batches and samples of unknown number (None in shapes), so that
             TensorFlow needs one graph alone.
         damping: of Fisher scoring, unless the optimizer says otherwise.

@@ -122,9 +122,9 @@ class Tiles:
         levels: Sequence[int],
         samples: int,
         *,
-        shuffled: bool = True,
+        shuffled: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return world points ``(batch, n, D)`` and their blocks, ``(n,)``."""
+        """Return world points ``(batch, n, D)`` and their blocks, ``(n,)``; always shuffled."""
         generator = np.random.default_rng(seed)
         block = generator.permutation(np.arange(samples, dtype="int32") % self.found)
         last = self.fixed_blocks.sizes - 1

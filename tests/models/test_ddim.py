@@ -156,7 +156,10 @@ def test_the_dense_step_may_see_something_else():
     seen = keras.Model(model.input, model.get_layer("fixed_dense").output)(data)
     np.testing.assert_allclose(ops.convert_to_numpy(seen), expected, atol=1e-4)
     edges = keras.Model(model.input, model.get_layer("fixed_view").output)(data)
-    assert edges.shape[1:-1] == (16, 20)
+    slope = np.stack(np.gradient(data["fixed"][..., 0], axis=(1, 2)), -1)
+    expected = np.linalg.norm(slope, axis=-1)[..., None]
+    expected = ops.convert_to_numpy(standardise(expected.astype("float32")))
+    np.testing.assert_allclose(ops.convert_to_numpy(edges), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("size", [64, 9])
@@ -182,6 +185,44 @@ def test_by_default_the_rest_is_solved_for_without_training(shape, size):
 @pytest.mark.parametrize("shape", [(64, 64, 1), (32, 32, 32, 1), (160, 192, 224, 1), (64, 9, 2)])
 def test_the_default_is_made_for_every_size(shape):
     assert ddim(shape).output["residual"].shape == (None, *shape[:-1], len(shape) - 1)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((40, 33), 20), ((48, 44, 5), 16)], ids=str)
+def test_what_is_solved_for_on_smaller_images_starts_from_the_matrix_too(shape, size):
+    """Voxels three to one, not quite the same along each axis; few slices stay as many."""
+    axes = len(shape)
+    matrix = np.eye(axes + 1)
+    matrix[:2, :2] = [[0.9, -0.3], [0.3, 1.0]]
+    matrix[:-1, -1] = [3.0, -2.0, 0.3][:axes]
+    truth = np.full(shape, 1.0)[..., None] * [0.8, -0.6, 0.0][:axes]
+    noise = np.random.default_rng(0).random((2, *shape, 1))
+    moving = gaussian_filter(noise, (0, 3, 3, *[1] * (axes - 2), 0)).astype("float32")
+    linear = np.linalg.inv(centred_frame(shape)) @ matrix @ centred_frame(shape)
+    phi = (grid(shape) + truth) @ linear[:-1, :-1].T + linear[:-1, -1] - grid(shape)
+    fixed = warp(moving, np.stack([phi] * 2).astype("float32"), border=nearest_border)
+    inputs = {name: keras.Input((*shape, 1)) for name in ("moving", "fixed")}
+    transform = keras.Input((axes + 1, axes + 1))
+    field = SmoothStep(size=size)(inputs, GreyValues(), transform)["displacement"]
+    model = keras.Model([*inputs.values(), transform], field)
+    matrices = np.stack([matrix] * 2).astype("float32")
+    found = model.predict([moving, ops.convert_to_numpy(fixed), matrices], verbose=0)
+    error = np.linalg.norm(found - truth, axis=-1)[:, 8:-8, 8:-8]
+    assert error.mean() < 0.3  # without the spacing more than 1
+    assert max(model.get_layer("fixed_dense").output.shape[1:-1]) == size
+    with pytest.raises(ValueError, match=r"Expected `size` >= 8"):
+        SmoothStep(size=4)(inputs, GreyValues(), transform)
+
+
+def test_edges_are_seen_before_a_small_image_is_enlarged():
+    """The stages see 64 by 9 voxels in 64 by 16: enlarged first, edges along them would fade."""
+    model = small((64, 9), view=GradientMagnitudes(), dense=None)
+    y, x = np.mgrid[:64, :9]
+    image = np.stack([np.sin(y / 3), np.sin(x / 3)])[..., None].astype("float32")
+    seen = keras.Model(model.input, model.get_layer("fixed_view").output)
+    view = ops.convert_to_numpy(seen({"moving": image, "fixed": image}))
+    slope = np.stack(np.gradient(image[..., 0], axis=(1, 2)), -1)
+    expected = ops.convert_to_numpy(standardise(np.linalg.norm(slope, axis=-1)[..., None]))
+    np.testing.assert_allclose(view, expected, atol=2e-2)
 
 
 def test_without_a_dense_step_the_displacement_is_that_of_the_matrix():
