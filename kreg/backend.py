@@ -65,7 +65,10 @@ def compiled(function):
         @functools.wraps(function)
         @tf.custom_gradient
         def boundary(*inputs):
-            return forward(*inputs), lambda *upstream: backward(inputs, upstream[0])
+            # A tape that watched them would have the forward pass compiled a second time, with
+            # all intermediates among its outputs.
+            unwatched = map(tf.stop_gradient, inputs)
+            return forward(*unwatched), lambda *upstream: backward(inputs, upstream[0])
 
         return boundary
     if backend == "jax":
