@@ -65,9 +65,10 @@ def compiled(function):
         @functools.wraps(function)
         @tf.custom_gradient
         def boundary(*inputs):
-            # A tape that sees the inputs would ask for every intermediate.
-            unseen = map(tf.stop_gradient, inputs)
-            return forward(*unseen), lambda *upstream: backward(inputs, upstream[0])
+            # A tape that watched them would have the forward pass compiled a second time, with
+            # all intermediates among its outputs.
+            unwatched = map(tf.stop_gradient, inputs)
+            return forward(*unwatched), lambda *upstream: backward(inputs, upstream[0])
 
         return boundary
     if backend == "jax":

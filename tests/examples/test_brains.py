@@ -47,20 +47,22 @@ def test_quick_run_leaves_figures_model_and_scores(tmp_path):
     assert f"{scores['after']['NCC']:.4f}" in done.stdout
 
 
-def test_images_of_ones_own_and_an_output_folder_that_is_kept(tmp_path):
+def test_images_of_ones_own_and_an_output_folder_that_is_kept(run_here, tmp_path):
     images = gaussian_filter(np.random.default_rng(0).random((12, 24, 20)), (0, 3, 3))
     np.savez(tmp_path / "own.npz", images=images)
     output = tmp_path / "result"
     output.mkdir()
     (output / "precious.txt").write_text("keep me")
-    done = run("--quick", "--overwrite", "--data", tmp_path / "own.npz", "--output", output)
+    done = run_here(
+        "brains", "--quick", "--overwrite", "--data", tmp_path / "own.npz", "--output", output
+    )
     assert done.returncode == 1
     assert "--overwrite" in done.stderr
     assert (output / "precious.txt").read_text() == "keep me"
 
 
-def test_without_data_it_says_where_to_put_them():
-    done = run("--quick")
+def test_without_data_it_says_where_to_put_them(run_here):
+    done = run_here("brains", "--quick")
     assert done.returncode == 1
     assert "KREG_DATA" in done.stderr
     assert "Received: None" in done.stderr

@@ -50,7 +50,7 @@ def test_quick_run_leaves_figures_model_and_scores(tmp_path):
     assert np.ptp(imread(output / "stages.png")[..., :3]) > 100
 
 
-def test_without_brains_it_says_where_to_put_them(tmp_path):
-    done = run("--quick", "--images", "brains", "--data", tmp_path)
+def test_without_brains_it_says_where_to_put_them(run_here, tmp_path):
+    done = run_here("ddim", "--quick", "--images", "brains", "--data", tmp_path)
     assert done.returncode == 1
     assert "KREG_DATA" in done.stderr

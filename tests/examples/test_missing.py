@@ -50,8 +50,8 @@ def test_quick_run_leaves_figures_model_and_scores(tmp_path):
     assert f"{report['scores']['with saliency']['TRE']:.3f}" in done.stdout
 
 
-def test_brains_that_are_not_there_are_asked_for(tmp_path):
-    done = run("--data", tmp_path, "--output", tmp_path / "result")
+def test_brains_that_are_not_there_are_asked_for(run_here, tmp_path):
+    done = run_here("missing", "--data", tmp_path, "--output", tmp_path / "result")
     assert done.returncode == 1
     assert "oasis2d_100.npz" in done.stderr
     assert "Traceback" not in done.stderr

@@ -62,12 +62,14 @@ def test_without_data_it_says_so_and_aligns_pairs_of_known_transform(tmp_path):
     assert {file.name for file in output.iterdir()} == {"scores.json", *figures}
 
 
-def test_own_images_leave_the_warped_one(tmp_path):
+def test_own_images_leave_the_warped_one(run_here, tmp_path):
     image = data.retina()[600:728, 600:728]
     fixed, moving = tmp_path / "a.png", tmp_path / "b.tif"
     imsave(fixed, image)
     imsave(moving, 60_000 - 200 * image[5:, 7:, 1].astype("uint16"))
-    done = run("--fixed", fixed, "--moving", moving, "--output", tmp_path / "result")
+    done = run_here(
+        "pairwise", "--fixed", fixed, "--moving", moving, "--output", tmp_path / "result"
+    )
     assert done.returncode == 0, done.stderr
     for row in json.loads((tmp_path / "result" / "scores.json").read_text()):
         expected = [[1, 0, -5], [0, 1, -7], [0, 0, 1]]
@@ -79,16 +81,16 @@ def test_own_images_leave_the_warped_one(tmp_path):
     assert np.abs(difference).mean() < 0.1 * inside.std()
 
 
-def test_existing_output_is_refused_and_kept(tmp_path):
+def test_existing_output_is_refused_and_kept(run_here, tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
-    done = run("--quick", "--output", tmp_path)
+    done = run_here("pairwise", "--quick", "--output", tmp_path)
     assert done.returncode != 0
     assert "another with --output" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_one_image_alone_is_refused(tmp_path):
-    done = run("--fixed", tmp_path / "a.png", "--output", tmp_path / "result")
+def test_one_image_alone_is_refused(run_here, tmp_path):
+    done = run_here("pairwise", "--fixed", tmp_path / "a.png", "--output", tmp_path / "result")
     assert done.returncode != 0
     assert "both of --fixed and --moving" in done.stdout + done.stderr
     assert not (tmp_path / "result").exists()

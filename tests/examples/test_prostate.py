@@ -47,8 +47,8 @@ def test_quick_run_leaves_figures_model_and_scores(tmp_path):
     assert f"{scores['after']['Dice']:.3f}" in done.stdout
 
 
-def test_without_data_it_says_where_to_put_them():
-    done = run("--quick")
+def test_without_data_it_says_where_to_put_them(run_here):
+    done = run_here("prostate", "--quick")
     assert done.returncode == 1
     assert "KREG_DATA" in done.stderr
     assert "Received: None" in done.stderr

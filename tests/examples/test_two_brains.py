@@ -46,8 +46,8 @@ def test_two_brains_meet_without_folds(tmp_path):
     assert imread(output / "two_brains.png")[..., :3].std() > 10
 
 
-def test_says_where_scans_are_expected(tmp_path):
-    done = run("--output", tmp_path / "result")
+def test_says_where_scans_are_expected(run_here, tmp_path):
+    done = run_here("two_brains", "--output", tmp_path / "result")
     assert done.returncode != 0
     assert "KREG_DATA" in done.stdout + done.stderr
     assert not (tmp_path / "result").exists()
