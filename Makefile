@@ -31,10 +31,12 @@ BENCH_READY = .venv/.kreg-bench
 DOCS_READY = .venv/.kreg-docs
 PIP_INSTALL = -m pip install --quiet --no-input $(PIP_FLAGS)
 
-.PHONY: help demo test test-backends test-jax test-torch test-oldest parity lint types docs bench package clean
+.PHONY: help install demo test test-backends test-jax test-torch test-oldest parity lint types docs bench package clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+install: $(TEST_READY) ## set up .venv with kreg and all that its tests and examples need
 
 demo: $(TEST_READY) ## register MNIST digits: train, evaluate, write pictures (ARGS="--mnist FILE")
 	$(PY) examples/mnist.py $(ARGS)
@@ -103,7 +105,7 @@ $(VENVS:%=%/bin/python): %/bin/python:
 		exit 1; }
 
 $(TEST_READY): $(PY) setup.cfg pyproject.toml
-	@echo "Installing kreg and its test tools into .venv (the first time this takes minutes)"
+	@echo "Installing kreg and its test tools into .venv (the first time 1 to 4 minutes, 3 GB)"
 	@$(PY) $(PIP_INSTALL) --editable '.[test]'
 	@touch $@
 

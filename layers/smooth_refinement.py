@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Sequence
-from numbers import Integral
 
 import keras
 import numpy as np
@@ -92,7 +91,7 @@ class SmoothRefinement(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)  # displacements stay float32
         numbers = (deviation, linear, trust, correlation)
         counts = (steps, cells, iterations)
-        whole = all(isinstance(count, Integral) and count > 0 for count in counts)
+        whole = all(isinstance(count, int | np.integer) and count > 0 for count in counts)
         if not whole or not all(number > 0 for number in numbers):
             raise ValueError(
                 "Expected whole `steps`, `cells` and `iterations`, and `deviation`, `linear`, "

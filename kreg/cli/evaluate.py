@@ -1,23 +1,25 @@
-"""Measure how well images, label maps or landmarks agree, before and after a transform.
+"""Measure how well images, label maps or landmarks agree, as they lie or carried by a transform.
 
 usage: kreg evaluate [--transform T] [--fixed A --moving B] [--fixed_labels A --moving_labels B]
                      [--fixed_points A.csv --moving_points B.csv]
 
-T is the folder of a registration or its transform.npz: the moving side is carried by it. Without
-one, both sides are compared as they lie; the images and maps then have to be of one size and, in
-millimetres, of one frame.
+T is the folder of a registration or its transform.npz: the moving side is carried by it, and images
+and maps are compared where it reaches, their overlap. Without one, both sides are compared as they
+lie, the black beyond the edge of a warped image too; the images and maps then have to be of one
+size and, in millimetres, of one frame.
 
-  images     NCC and SSIM, 1 is best
+  images     NCC and SSIM, 1 is best, and the overlap, a share of the fixed image
   labels     Dice, 1 is best, and HD95, the distance of the surfaces, 0 is best, of each label
   points     TRE, the distance of landmarks, and rTRE, its share of the moving image's diagonal:
              columns x, y and in 3-D z, in the world of their image, row by row (kreg apply --help)
 
 Examples:
-  kreg evaluate --fixed fixed.png --moving aligned/warped.png
+  kreg evaluate --transform aligned --fixed fixed.png --moving moving.png
   kreg evaluate --transform aligned --fixed_points fixed.csv --moving_points moving.csv
   kreg evaluate --transform aligned --fixed_labels a.nii.gz --moving_labels b.nii.gz --json
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from kreg.io.errors import refusal
 _KINDS = {"": "image", "_labels": "map of labels", "_points": "table of points (.csv)"}
 #: SSIM's window, unless an image is smaller.
 _WINDOW = 7
+#: Of an image of ones, carried.
+_ROUNDING = 1e-3
 #: More than this is no map of labels.
 _MOST_LABELS = 10_000
 
@@ -98,11 +102,18 @@ def _spread(name: str, values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _laid_over(fixed: Path, moving: Path, transform, labels: bool) -> list[io.Image]:
-    """Return both images on one grid."""
+def _laid_over(
+    fixed: Path, moving: Path, transform, labels: bool
+) -> tuple[list[io.Image], np.ndarray]:
+    """Return both images on one grid, and where of it the moving one reaches."""
     pair = [io.read(path, labels=labels) for path in (fixed, moving)]
+    inside = np.ones(pair[0].shape, bool)
     if transform is not None:
+        reach = replace(pair[1], array=np.ones(pair[1].shape, "float32"))
         pair[1] = transform.apply(pair[1], pair[0].grid, labels=labels)
+        inside = np.asarray(transform.apply(reach, pair[0].grid).array) > 1 - _ROUNDING
+        if not inside.any():
+            raise refusal(moving, f"an image that the transform lays over {fixed}", "no overlap")
     sizes = [(image.shape, image.channels or 1) for image in pair]
     if sizes[0] != sizes[1]:
         expected = f"the size {sizes[0][0]} and {sizes[0][1]} channels of the fixed image"
@@ -110,19 +121,23 @@ def _laid_over(fixed: Path, moving: Path, transform, labels: bool) -> list[io.Im
         raise refusal(moving, expected, received, "carry it by --transform")
     if transform is None:
         check_frame(pair[1], pair[0])
-    return pair
+    return pair, inside
+
+
+def _overlap(inside: np.ndarray, transform) -> dict[str, float]:
+    return {} if transform is None else {"overlap": float(inside.mean())}
 
 
 def _images(fixed: Path, moving: Path, transform) -> dict[str, Any]:
-    pair = _laid_over(fixed, moving, transform, labels=False)
+    pair, inside = _laid_over(fixed, moving, transform, labels=False)
     arrays = [np.asarray(image.array, "float32") for image in pair]
     for path, array in zip((fixed, moving), arrays, strict=True):
         if not np.isfinite(array).all():
             raise refusal(path, "finite values", "NaN or infinite values")
-    batches = [
+    fixed_batch, moving_batch = (
         (array if image.channels else array[..., None])[None]
         for array, image in zip(arrays, pair, strict=True)
-    ]
+    )
     data_range = float(arrays[0].max() - arrays[0].min())
     window = min(_WINDOW, *(size - 1 + size % 2 for size in pair[0].shape))
     if data_range == 0 or window < 3:
@@ -131,14 +146,17 @@ def _images(fixed: Path, moving: Path, transform) -> dict[str, Any]:
     start_keras()
     from kreg import metrics
 
+    mask = inside.astype("float32")[None, ..., None]
+    structure = metrics.ssim(fixed_batch, moving_batch, mask, data_range=data_range, window=window)
     return {
-        "NCC": float(np.asarray(metrics.ncc(*batches))[0]),
-        "SSIM": float(metrics.ssim(*batches, data_range=data_range, window=window)[0]),
+        "NCC": float(np.asarray(metrics.ncc(fixed_batch, moving_batch, mask))[0]),
+        "SSIM": float(structure[0]),
+        **_overlap(inside, transform),
     }
 
 
 def _labels(fixed: Path, moving: Path, transform) -> dict[str, Any]:
-    pair = _laid_over(fixed, moving, transform, labels=True)
+    pair, inside = _laid_over(fixed, moving, transform, labels=True)
     maps = []
     for path, image in zip((fixed, moving), pair, strict=True):
         array = np.asarray(image.array)
@@ -148,7 +166,7 @@ def _labels(fixed: Path, moving: Path, transform) -> dict[str, Any]:
         if (array != np.rint(array)).any() or max(-float(array.min()), float(array.max())) >= 2**63:
             received = f"dtype {array.dtype}, {array.min():g} to {array.max():g}"
             raise refusal(path, "a map of whole numbers of 64 bits, a label a voxel,", received)
-        maps.append(array.reshape(image.shape).astype("int64")[None])
+        maps.append(np.where(inside, array.reshape(image.shape), 0).astype("int64")[None])
     names = [int(one) for one in np.union1d(*maps) if one != 0]
     if not names or len(names) > _MOST_LABELS:
         raise refusal(fixed, "a map of labels, some above 0,", f"{len(names)} labels")
@@ -161,6 +179,7 @@ def _labels(fixed: Path, moving: Path, transform) -> dict[str, Any]:
         "Dice mean": float(dice.mean()),
         "HD95 mean": float(distance.mean()),
         "HD95 unit": pair[0].unit,
+        **_overlap(inside, transform),
         "Dice": dict(zip(names, dice.tolist(), strict=True)),
         "HD95": dict(zip(names, distance.tolist(), strict=True)),
     }

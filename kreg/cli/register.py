@@ -79,7 +79,7 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     pair = PairFiles(arguments[0], arguments[1], values.fixed_mask, values.moving_mask)
     output = Path(values.output)
     with new_folder(output, values.overwrite) as folder:
-        result = align(pair, how, folder, alone=True)
+        result = align(pair, how, folder, compiled=False)
     files = " ".join(result["files"])
     lines = [*told(result), f"written to {output}: {files}"]
     if how.report:
@@ -92,14 +92,14 @@ def code_of(result: dict[str, Any]) -> int:
     return DONE if result["trusted"] else NOT_TRUSTED
 
 
-def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) -> dict[str, Any]:
+def align(pair: PairFiles, how: Method, folder: Path, *, compiled: bool = True) -> dict[str, Any]:
     """Register a pair of files, write all results into a folder, and return what result.json says.
 
     Args:
         pair: the files.
         how: the method.
         folder: where to write.
-        alone: whether no other pair follows, for which more may be compiled.
+        compiled: whether so many pairs follow that all should be compiled, which takes a while.
 
     Raises:
         FileError: if a file cannot be read or written.
@@ -119,7 +119,7 @@ def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) ->
     from kreg.io import align as align_images
 
     say("looking for the transform ...")
-    with backend.for_one_call() if alone else contextlib.nullcontext():
+    with contextlib.nullcontext() if compiled else backend.for_one_call():
         alignment = align_images.register(
             *read,
             fixed_mask=masks[0],
@@ -136,7 +136,7 @@ def align(pair: PairFiles, how: Method, folder: Path, *, alone: bool = False) ->
             alignment,
             fixed_mask=masks[0],
             moving_mask=masks[1],
-            provenance=_provenance(pair, how, alone),
+            provenance=_provenance(pair, how, compiled),
         )
         files.append(REPORT)
     found = alignment.registration
@@ -177,15 +177,15 @@ def _write(alignment, how: Method, pair: PairFiles, folder: Path) -> list[str]:
     return names
 
 
-def _provenance(pair: PairFiles, how: Method, alone: bool) -> dict[str, str]:
+def _provenance(pair: PairFiles, how: Method, compiled: bool) -> dict[str, str]:
     """Return what to type to have the result again, and of which files."""
     masks = [f"--{side}={path}" for side, path in pair._asdict().items() if "mask" in side and path]
     typed = ["kreg", "register", pair.fixed, pair.moving, *masks, *how.arguments()]
     told = {"command": f"{shlex.join(typed)} --output=FOLDER"}
-    if not alone:
+    if compiled:
         told["what it gives"] = (
             "the same but for rounding, as a rule to a hundredth of a voxel: on TensorFlow, "
-            "`kreg batch` lets XLA compile what the command for a single pair does not."
+            "`kreg batch` lets XLA compile many pairs, which the command for a single one does not."
         )
     for side, path in pair._asdict().items():
         if path is not None:
@@ -213,13 +213,14 @@ def displacement(transform) -> dict[str, float] | None:
 def told(result: dict[str, Any]) -> list[str]:
     """Return a result as lines to read."""
     verdict = "trusted" if result["trusted"] else "NOT TRUSTED"
+    axes = "(x, y)" if len(result["matrix"]) == 3 else "(x, y, z)"
     lines = [
         f"{verdict}: {result['reason']}",
         f"  mutual information  {result['similarity_before']:.3f} before, "
         f"{result['similarity_after']:.3f} after; to be trusted, above "
         f"{result['chance']:.3f} on a coarse level",
         f"  overlap             {result['overlap']:.0%}",
-        f"  world matrix        fixed to moving, in {result['unit']}",
+        f"  world matrix        {axes}, fixed to moving, in {result['unit']}",
     ]
     for row in result["matrix"]:
         lines.append("    " + " ".join(f"{value:11.5f}" for value in row))

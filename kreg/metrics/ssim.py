@@ -2,12 +2,13 @@
 
 import numpy as np
 from keras import ops
+from scipy.ndimage import minimum_filter
 from skimage.metrics import structural_similarity
 
 from kreg.ops.coordinates import check_image, check_same_size
 
 
-def ssim(fixed, warped, *, data_range: float, window: int = 7) -> np.ndarray:
+def ssim(fixed, warped, mask=None, *, data_range: float, window: int = 7) -> np.ndarray:
     """SSIM = mean of (2 m_f m_w + c1)(2 s_fw + c2) / ((m_f^2 + m_w^2 + c1)(s_f^2 + s_w^2 + c2)).
 
     Means m, variances s^2 and covariance s_fw are those of the window around each voxel (Wang et
@@ -16,11 +17,13 @@ def ssim(fixed, warped, *, data_range: float, window: int = 7) -> np.ndarray:
 
     Args:
         fixed, warped: ``(batch, *spatial, channels)``, floating.
+        mask: ``(batch, *spatial, 1)``, above 0 where voxels count: the mean is over the windows
+            that lie inside. None for all of the image.
         data_range: largest minus smallest possible value, 1 for images in [0, 1]: it sets c1, c2.
         window: odd length in voxels, no longer than the images.
 
     Returns:
-        ``(batch,)``, at most 1.
+        ``(batch,)``, at most 1; NaN where no window lies inside the mask.
 
     Raises:
         ValueError: if shapes differ, the images are not floating, `data_range` is not positive,
@@ -39,6 +42,24 @@ def ssim(fixed, warped, *, data_range: float, window: int = 7) -> np.ndarray:
             f"images. Received: {window}."
         )
     images = [ops.convert_to_numpy(ops.cast(x, "float32")) for x in (fixed, warped)]
-    pairs = zip(*images, strict=True)
-    options = {"win_size": window, "data_range": float(data_range), "channel_axis": -1}
-    return np.array([structural_similarity(f, w, **options) for f, w in pairs], "float32")
+    mask = np.ones((*fixed.shape[:-1], 1)) if mask is None else ops.convert_to_numpy(mask)
+    if mask.shape != (*fixed.shape[:-1], 1):
+        raise ValueError(
+            f"Expected a mask of shape {(*fixed.shape[:-1], 1)}. Received: {mask.shape}."
+        )
+    return np.array(
+        [
+            _mean(f, w, inside, float(data_range), window)
+            for f, w, inside in zip(*images, mask, strict=True)
+        ],
+        "float32",
+    )
+
+
+def _mean(fixed, warped, mask, data_range, window) -> float:
+    """The mean over the windows, beyond the image or the mask none."""
+    _, values = structural_similarity(
+        fixed, warped, win_size=window, data_range=data_range, channel_axis=-1, full=True
+    )
+    whole = minimum_filter(mask[..., 0] > 0, window, mode="constant", cval=0)
+    return float(values[whole].mean()) if whole.any() else float("nan")

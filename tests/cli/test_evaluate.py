@@ -78,20 +78,27 @@ def test_the_moving_side_is_carried_from_fixed_to_moving(kreg, folder):
     fixed = scene()
     moving = np.zeros_like(fixed)
     moving[3:, :-2] = fixed[:-3, 2:]  # moving(row + 3, column - 2) = fixed(row, column)
-    carried = fixed.astype("float32")
-    carried[-3:], carried[:, :2] = 0, 0  # what lies beyond
     write(folder / "m.png", moving)
     arguments = ("--fixed=fixed.png", "--moving=m.png", "--transform=t.npz", "--json")
     found = json.loads(kreg("evaluate", *arguments)[1])
-    expected = np.corrcoef(fixed.ravel(), carried.ravel())[0, 1]
-    assert found["NCC"] == pytest.approx(expected, abs=1e-4)
+    # What lies beyond the moving image does not count.
+    assert found["NCC"] == pytest.approx(1, abs=1e-4)
+    assert found["SSIM"] == pytest.approx(1, abs=1e-4)
+    assert found["overlap"] == pytest.approx((SHAPE[0] - 3) * (SHAPE[1] - 2) / np.prod(SHAPE))
     labels = [np.zeros(SHAPE, "uint8") for _ in range(2)]
     labels[0][10:14, 10:14], labels[1][13:17, 8:12] = 4, 4
+    labels[0][-2:, 10:14] = 4  # has no place in the moving map
     for name, one in zip("ab", labels, strict=True):
         write(folder / f"{name}.png", one)
     arguments = ("--fixed_labels=a.png", "--moving_labels=b.png", "--transform=t.npz", "--json")
     found = json.loads(kreg("evaluate", *arguments)[1])
     assert (found["Dice"]["4"], found["HD95"]["4"]) == (1.0, 0.0)
+    assert found["overlap"] < 0.95
+    matrix[0, 2] = 1e4
+    save_transform(folder / "t.npz", Transform(matrix, grid, grid), overwrite=True)
+    code, _, said = kreg("evaluate", *arguments)
+    assert (code, said.count("\n")) == (1, 1)
+    assert "no overlap" in said
 
 
 def palette(path, indices):

@@ -40,6 +40,17 @@ def test_equal_images_are_1_and_channels_are_averaged():
     np.testing.assert_allclose(ssim(*both, data_range=1.0), expected, atol=1e-5)
 
 
+def test_only_windows_within_the_mask_count():
+    x, y = np.random.default_rng(0).random((2, 1, 12, 14, 1), "float32")
+    mask = np.zeros((1, 12, 14, 1), "float32")
+    mask[:, 2:11, 3:12] = 1
+    expected = ssim(x[:, 2:11, 3:12], y[:, 2:11, 3:12], data_range=1.0, window=5)
+    np.testing.assert_allclose(ssim(x, y, mask, data_range=1.0, window=5), expected, atol=1e-5)
+    assert np.isnan(ssim(x, y, 0 * mask, data_range=1.0, window=5)).all()
+    with pytest.raises(ValueError, match="mask of shape"):
+        ssim(x, y, mask[:, :6], data_range=1.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
