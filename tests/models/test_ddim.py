@@ -394,7 +394,7 @@ def test_the_options_of_a_stage():
         np.swapaxes(linear, 1, 2) @ linear, np.stack([np.eye(2)] * 2), atol=1e-5
     )
     # Resampled features match under R^-1 A R.
-    views = (standardise(resize_image(data[name], (20, 20))) for name in ("fixed", "moving"))
+    views = (resize_image(standardise(data[name]), (20, 20)) for name in ("fixed", "moving"))
     fixed, moving = (interpolator(resize_image(x, (12, 12)), data["fixed"]) for x in views)
     between = ops.convert_to_numpy(matcher(fixed, moving, data["fixed"]))
     resampling = ops.convert_to_numpy(
