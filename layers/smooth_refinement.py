@@ -84,7 +84,7 @@ class SmoothRefinement(keras.layers.Layer):
         trust: float = 0.2,
         correlation: float = 0.15,
         cells: int = 16,
-        iterations: int = 10,
+        iterations: int = 20,
         spacing: Sequence[float] | None = None,
         **kwargs,
     ):
