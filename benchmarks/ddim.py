@@ -115,6 +115,8 @@ def milliseconds(model, images, output):
 
 def held_out(options, kind):
     """Return training images and held-out pairs."""
+    if kind == "digits":
+        kreg.data.load_mnist(options.data)  # refuses, where the example would take other digits
     training, test = example.load(kind, options.data)
     return training, example.held_out(test, PAIRS[kind], example.RECIPES[kind])
 
