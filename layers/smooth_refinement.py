@@ -300,7 +300,7 @@ def _equations(fixed, moving, displacement, trust, cells):
     difference, gradient = difference / noise, gradient / noise[..., None]
 
     slopes = ops.unstack(gradient, axis=-1)  # D times (batch, *spatial, channels)
-    pairs = [(i, j) for i in range(len(slopes)) for j in range(i, len(slopes))]
+    pairs = _upper(len(slopes))
     products = [slopes[i] * slopes[j] for i, j in pairs]
     products += [slope * difference for slope in slopes]
     products = ops.stack([ops.sum(product, axis=-1) for product in products], axis=-1)
@@ -332,6 +332,11 @@ def _improved(coefficients, basis, tensor, force, iterations):
     return ops.cast(coefficients + change + _unsolved(iterations)(left, *known), "float32")
 
 
+def _upper(axes) -> list[tuple[int, int]]:
+    """The entries of a symmetric matrix that are kept: i <= j, row by row."""
+    return [(i, j) for i in range(axes) for j in range(i, axes)]
+
+
 def _product(matrix, values):
     """One product of matrices for the whole batch."""
     found = ops.matmul(matrix, ops.reshape(values, (matrix.shape[1], -1)))
@@ -341,8 +346,7 @@ def _product(matrix, values):
 def _curvature(values, basis, *tensor):
     """(B^T T B + I) values."""
     axes = values.shape[1]
-    pairs = [(i, j) for i in range(axes) for j in range(i, axes)]
-    entries = dict(zip(pairs, tensor, strict=True))
+    entries = dict(zip(_upper(axes), tensor, strict=True))
     moved = _product(basis, values)
     forces = [
         sum(entries[min(i, j), max(i, j)] * moved[:, j] for j in range(axes)) for i in range(axes)
@@ -361,8 +365,8 @@ def _solution(iterations, right, basis, *tensor):
         return ops.where(some, one / ops.where(some, other, 1), 0)
 
     axes = right.shape[1]
-    first = [axes * i - i * (i - 1) // 2 for i in range(axes)]  # T_ii
-    diagonal = ops.stack([tensor[i] for i in first], axis=1)
+    entries = zip(_upper(axes), tensor, strict=True)
+    diagonal = ops.stack([entry for (i, j), entry in entries if i == j], axis=1)
     scale = 1 / (1 + _product(ops.transpose(basis) ** 2, diagonal))
 
     def improve(_, state):
@@ -385,9 +389,8 @@ def _unsolved(iterations):
     def unsolved(left, *system):
         def gradient(*args, upstream=None):
             upstream = args[-1] if upstream is None else upstream
-            return _solution(max(iterations, _BACKWARD), upstream, *system), *map(
-                ops.zeros_like, system
-            )
+            solution = _solution(max(iterations, _BACKWARD), upstream, *system)
+            return solution, *map(ops.zeros_like, system)
 
         return ops.zeros_like(left), gradient
 
