@@ -62,7 +62,8 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
         mean, deviation = (chance.mean(), chance.std()) if known else (0.0, 0.0)
         found = similarity[pair, 0]
         runner_up = start.runner_up[pair]
-        limit = mean + _needed(runner_up) * deviation
+        needed = _needed(runner_up)
+        limit = mean + needed * deviation
         margin = (found - mean) / max(deviation, 1e-6)
         reason = None
         if not (pairs.fixed.textured[pair % len(pairs.fixed.textured)]):
@@ -96,7 +97,9 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
                 "chance": float(limit),
                 "runner_up": runner_up,
                 "trusted": trusted,
-                "reason": reason or f"{margin:.0f} standard deviations above wrong places",
+                "reason": reason
+                or f"{margin:.0f} standard deviations above wrong places, where {needed:.0f} are "
+                "enough",
             }
         )
     return verdicts
