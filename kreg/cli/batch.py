@@ -42,14 +42,16 @@ from kreg.cli.new_folder import RESULT, clear_unfinished, is_damaged, new_folder
 from kreg.cli.outcome import BAD_INPUT, DONE, NOT_TRUSTED, Outcome, UsageError, one_line
 from kreg.cli.points import read_table, write_rows
 from kreg.cli.register import PairFiles, align
-from kreg.cli.terminal import counted, say
+from kreg.cli.terminal import counted, logged, say
 from kreg.io.errors import reason, refusal
 
 SUMMARY = "summary.csv"
 #: Of a list of no more pairs none is compiled by XLA: that takes 15 s for a size, and saves 1 s.
 _FEW = 12
 _NEEDED = {"settings", "fixed", "moving", "trusted", "similarity_after", "seconds", "reason"}
+_STATES = ("done", "not trusted", "failed", "waiting")
 _COLUMNS = ["name", "fixed", "moving", "state", "similarity", "seconds", "reason"]
+_NUMBERS = {"similarity", "seconds"}
 
 
 def define(values: flags.FlagValues) -> None:
@@ -84,12 +86,15 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     else:
         results = _elsewhere(values.scheduler, pairs, how, output, values.overwrite)
     try:
-        for name, told in results:
-            rows[name] |= told
+        with logged(not values.json):
+            for name, told in results:
+                rows[name] |= told
     finally:  # also where Ctrl-C ends it
         table = [[row.get(column, "") for column in _COLUMNS] for row in rows.values()]
         write_rows(output / SUMMARY, [_COLUMNS, *table], overwrite=True)
-    return _outcome(output, list(rows.values()))
+    found, lines = summarised(output, list(rows.values()))
+    code = BAD_INPUT if found["failed"] else NOT_TRUSTED if found["not_trusted"] else DONE
+    return Outcome(found, lines, code)
 
 
 def after_interrupt(values: flags.FlagValues) -> str:
@@ -219,17 +224,36 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _outcome(output: Path, rows: list[dict[str, Any]]) -> Outcome:
-    named = {
-        state: [row for row in rows if row["state"] == state]
-        for state in ("done", "not trusted", "failed")
-    }
-    lines = [f"{len(chosen)} {state}" for state, chosen in named.items()]
-    lines = [f"{', '.join(lines)}, of {len(rows)} pairs: {output / SUMMARY}"]
+def read_summary(folder: Path) -> list[dict[str, Any]] | None:
+    """Return what the summary in a folder says of each pair; None if there is none of kreg."""
+    try:
+        table = read_table(folder / SUMMARY, ", ".join(_COLUMNS))
+        rows = [
+            {
+                name: float(text) if name in _NUMBERS else text
+                for name, text in zip(table.header, row, strict=True)
+                if text
+            }
+            for row in table.rows
+        ]
+    except ValueError:
+        return None
+    ours = table.header == _COLUMNS and all({"name", "state"} <= row.keys() for row in rows)
+    return rows if ours else None
+
+
+def summarised(output: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Return what there is to say of the pairs in a folder, to machines and to people."""
+    named = {state: [row for row in rows if row["state"] == state] for state in _STATES}
+    counted_up = [
+        f"{len(chosen)} {state}"
+        for state, chosen in named.items()
+        if chosen or state != "waiting"  # as after Ctrl-C
+    ]
+    lines = [f"{', '.join(counted_up)}, of {len(rows)} pairs: {output / SUMMARY}"]
     for state in ("failed", "not trusted"):
-        lines += [f"  {state}: {row['name']}: {row['reason']}" for row in named[state]]
+        lines += [f"  {state}: {row['name']}: {row.get('reason', '')}" for row in named[state]]
     again = [row["name"] for row in rows if row.get("again")]
     lines += [f"  done again: {name}: its {RESULT} was damaged" for name in again]
-    code = BAD_INPUT if named["failed"] else NOT_TRUSTED if named["not trusted"] else DONE
     counts = {state.replace(" ", "_"): len(chosen) for state, chosen in named.items()}
-    return Outcome({"output": str(output), **counts, "pairs": rows}, lines, code)
+    return {"output": str(output), **counts, "pairs": rows}, lines

@@ -1,8 +1,10 @@
-"""Say what a file holds: an image with its grid, a transform, or a result.
+"""Say what a file holds: an image with its grid, a transform, or results.
 
 usage: kreg info FILE [--json]
 
-FILE is an image, a folder of DICOM or zarr, a transform (.npz), or the folder of a registration.
+FILE is an image, a folder of DICOM or zarr, a transform (.npz), or the folder of a registration, of
+`kreg batch`, or of a network. Axes, such as yx, are those of the array, first to last; world points
+have x first.
 
 Examples:
   kreg info scan.nii.gz
@@ -18,9 +20,10 @@ import numpy as np
 from absl import flags
 
 from kreg import io
+from kreg.cli.batch import read_summary, summarised
 from kreg.cli.new_folder import RESULT, is_damaged, result_of
 from kreg.cli.outcome import Outcome, UsageError
-from kreg.cli.register import displacement, told
+from kreg.cli.register import about_matrix, displacement, told
 from kreg.io.errors import refusal
 
 #: Of larger images the values are not looked at.
@@ -44,6 +47,10 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
             return Outcome({"kind": "result", **result}, _result(result))
         except (KeyError, TypeError, ValueError) as error:
             raise refusal(path / RESULT, "a result of kreg", "one that lacks parts") from error
+    rows = read_summary(path)
+    if rows is not None:
+        values, lines = summarised(path, rows)
+        return Outcome({"kind": "batch", **values}, lines)
     found = _transform(path) if _is_transform(path) else _image(path)
     width = max(map(len, found))
     lines = [f"{name:{width}}  {_text(value)}" for name, value in found.items()]
@@ -84,7 +91,13 @@ def _image(path: Path) -> dict[str, Any]:
 def _transform(path: Path) -> dict[str, Any]:
     found = io.load_transform(path)
     kind = "a matrix" if found.field is None else "a matrix after a displacement"
-    result = {"kind": "transform", "form": kind, "matrix": found.matrix.tolist()}
+    units = dict.fromkeys((found.fixed.unit, found.moving.unit))
+    result = {
+        "kind": "transform",
+        "form": kind,
+        "matrix_maps": f"world points {about_matrix(found.fixed.dimensions, ' to '.join(units))}",
+        "matrix": found.matrix.tolist(),
+    }
     for side, grid in (("fixed", found.fixed), ("moving", found.moving)):
         result |= {f"{side}_{name}": value for name, value in _grid(grid).items()}
     if found.field is not None:

@@ -3,7 +3,8 @@
 usage: kreg register FIXED MOVING --output FOLDER [options]
 
 In FOLDER you find, once all is done:
-  warped.*        the moving image on the grid of the fixed one, of its own kind
+  warped.*        the moving image on the grid of the fixed one, of its own kind; PNG in place of
+                  JPEG, which would lose detail
   transform.npz   the transform, for `kreg apply` and `kreg.io.load_transform`
   report.html     to look at: do they fit, where not, what was done, how to do it again
   result.json     how well they fit, whether to trust it, the matrix, all options
@@ -38,7 +39,7 @@ from kreg.cli import images, method
 from kreg.cli.method import Method
 from kreg.cli.new_folder import RESULT, new_folder
 from kreg.cli.outcome import DONE, NOT_TRUSTED, Outcome, UsageError, as_json
-from kreg.cli.terminal import is_terminal, say, start_keras
+from kreg.cli.terminal import is_terminal, logged, say, start_keras, steps_told
 from kreg.io.transform_files import check_field
 from kreg.version import __version__
 
@@ -78,7 +79,7 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     how = Method.of(values)
     pair = PairFiles(arguments[0], arguments[1], values.fixed_mask, values.moving_mask)
     output = Path(values.output)
-    with new_folder(output, values.overwrite) as folder:
+    with logged(not values.json), new_folder(output, values.overwrite) as folder:
         result = align(pair, how, folder, compiled=False)
     files = " ".join(result["files"])
     lines = [*told(result), f"written to {output}: {files}"]
@@ -125,6 +126,7 @@ def align(pair: PairFiles, how: Method, folder: Path, *, compiled: bool = True) 
             fixed_mask=masks[0],
             moving_mask=masks[1],
             verbose=is_terminal(),
+            callbacks=steps_told(),
             **how.options(),
         )
     files = _write(alignment, how, pair, folder)
@@ -210,17 +212,21 @@ def displacement(transform) -> dict[str, float] | None:
     return {"mean": float(length.mean()), "largest": float(length.max())}
 
 
+def about_matrix(dimensions: int, unit: str) -> str:
+    """Return what a world matrix takes, and from where to where it leads."""
+    return f"({', '.join('xyz'[:dimensions])}), fixed to moving, in {unit}"
+
+
 def told(result: dict[str, Any]) -> list[str]:
     """Return a result as lines to read."""
     verdict = "trusted" if result["trusted"] else "NOT TRUSTED"
-    axes = "(x, y)" if len(result["matrix"]) == 3 else "(x, y, z)"
     lines = [
         f"{verdict}: {result['reason']}",
         f"  mutual information  {result['similarity_before']:.3f} before, "
         f"{result['similarity_after']:.3f} after; to be trusted, above "
         f"{result['chance']:.3f} on a coarse level",
         f"  overlap             {result['overlap']:.0%}",
-        f"  world matrix        {axes}, fixed to moving, in {result['unit']}",
+        f"  world matrix        {about_matrix(len(result['matrix']) - 1, result['unit'])}",
     ]
     for row in result["matrix"]:
         lines.append("    " + " ".join(f"{value:11.5f}" for value in row))

@@ -11,7 +11,8 @@ class Progress:
 
     Args:
         steps: how many steps there will be.
-        callbacks: Keras callbacks; one that sets ``self.model.stop_training`` ends the steps.
+        callbacks: Keras callbacks; one that sets ``self.model.stop_training`` ends the steps. Their
+            ``self.params["epochs"]`` is `steps`.
         verbose: whether to show a bar.
 
     Attributes:
@@ -22,7 +23,9 @@ class Progress:
         self.history: dict[str, list] = {}
         self._model = keras.Model()
         self._model.stop_training = False
-        self._callbacks = keras.callbacks.CallbackList(list(callbacks), model=self._model)
+        self._callbacks = keras.callbacks.CallbackList(
+            list(callbacks), model=self._model, epochs=steps
+        )
         names = ["similarity", "overlap", "motion"]
         bar = keras.utils.Progbar(steps, stateful_metrics=names, unit_name="step")
         self._bar = bar if verbose else None

@@ -72,8 +72,12 @@ def test_failures_stop_nothing_and_finished_work_stays(kreg, folder, quick, monk
     (folder / "none.png").write_bytes((folder / "moving.png").read_bytes())
     before = (folder / "all" / "a" / "result.json").stat().st_mtime_ns
     del done[:]
-    code, printed, _ = kreg(*command)
+    code, printed, said = kreg(*command)
     assert code in (0, 3)
+    assert said.splitlines() == [
+        "pair 1 of 3", "pair 2 of 3", "looking for the transform ...", "pair 3 of 3",
+    ]  # fmt: skip
+    assert kreg("info", "all")[1] == printed
     assert done == [str(folder / "none.png")]
     assert (folder / "all" / "a" / "result.json").stat().st_mtime_ns == before
     assert sorted(os.listdir(folder / "all")) == ["a", "b", "summary.csv", "ç d"]

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def test_says_what_a_transform_is(kreg, folder):
     found = json.loads(kreg("info", "t.npz", "--json")[1])
     assert (found["kind"], found["fixed_sizes"]) == ("transform", list(SHAPE))
     assert found["displacement"]["largest"] == 5
-    assert "after a displacement" in kreg("info", "t.npz")[1]
+    printed = kreg("info", "t.npz")[1]
+    assert "after a displacement" in printed
+    assert "world points (x, y), fixed to moving, in px\n" in printed
 
 
 def test_displacements_are_told_in_the_unit_of_the_fixed_image(kreg, folder):
@@ -39,8 +42,9 @@ def test_displacements_are_told_in_the_unit_of_the_fixed_image(kreg, folder):
     field = np.zeros((6, 7, 2), "float32")
     field[2, 3] = 12, 4  # 6 mm along the first axis, 8 mm along the second
     save_transform(
-        folder / "t.npz", Transform(np.eye(3), fixed, Grid((9, 9), np.eye(3), "mm"), field)
+        folder / "t.npz", Transform(np.eye(3), fixed, Grid((9, 9), np.eye(3), "px"), field)
     )
+    assert "fixed to moving, in mm to px\n" in kreg("info", "t.npz")[1]
     found = json.loads(kreg("info", "t.npz", "--json")[1])["displacement"]
     assert found["largest"] == pytest.approx(10.0)
     assert found["mean"] == pytest.approx(10.0 / 42)
@@ -60,6 +64,43 @@ def test_results_of_networks_are_told(kreg, folder, result, words):
     (folder / "net").mkdir()
     (folder / "net" / "result.json").write_text(json.dumps(result), encoding="utf-8")
     assert kreg("info", "net") == (0, f"{words}\n", "")
+
+
+SUMMARY = """name,fixed,moving,state,similarity,seconds,reason
+a,f.png,a.png,done,0.5,2.5,fits
+b,f.png,b.png,failed,,,no such file
+c,f.png,c.png,not trusted,0.1,3.0,it still moved
+d,f.png,d.png,waiting,,,
+"""
+
+
+def test_a_batch_is_told_pair_by_pair(kreg, folder):
+    (folder / "all").mkdir()
+    summary = folder / "all" / "summary.csv"
+    summary.write_text(SUMMARY, encoding="utf-8")
+    code, printed, said = kreg("info", "all")
+    assert (code, said) == (0, "")
+    first, *others = printed.splitlines()
+    listed = os.path.join("all", "summary.csv")
+    assert first == f"1 done, 1 not trusted, 1 failed, 1 waiting, of 4 pairs: {listed}"
+    assert others == ["  failed: b: no such file", "  not trusted: c: it still moved"]
+    found = json.loads(kreg("info", "all", "--json")[1])
+    assert (found["kind"], found["done"], found["waiting"]) == ("batch", 1, 1)
+    assert found["pairs"][0]["similarity"] == 0.5
+    assert "seconds" not in found["pairs"][1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name,weight\na,70\n", SUMMARY.replace("0.5", "half"), SUMMARY.replace("a,f", ",f")],
+    ids=["of another program", "no number", "no name"],
+)
+def test_a_summary_that_is_none_of_a_batch_is_not_taken_for_one(kreg, folder, text):
+    (folder / "scan").mkdir()
+    (folder / "scan" / "summary.csv").write_text(text, encoding="utf-8")
+    code, _, said = kreg("info", "scan")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "DICOM" in said
 
 
 def test_slices_tell_where_they_lie_in_their_scan(kreg, folder):

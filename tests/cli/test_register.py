@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kreg import pairwise, transforms
+from kreg.cli import terminal
 from kreg.cli.method import Method
 from kreg.io import Image, align, load_transform, read, write
 from kreg.losses import MINE
@@ -37,7 +38,7 @@ def test_leaves_image_transform_and_numbers(kreg, folder, quick):
     result = json.loads((folder / "out" / "result.json").read_text(encoding="utf-8"))
     assert code == (0 if result["trusted"] else 3)
     assert printed.startswith("trusted: " if result["trusted"] else "NOT TRUSTED: ")
-    assert said == ""
+    assert said == "looking for the transform ...\n"
     written = [
         "report.html",
         "result.json",
@@ -84,6 +85,17 @@ def test_machines_get_one_object(kreg, folder, quick):
     assert said == ""
 
 
+def test_a_log_tells_now_and_then_how_far_it_is(kreg, folder, quick, monkeypatch):
+    monkeypatch.setattr(terminal, "_APART", 0.0)
+    begin, *steps = kreg(*ALIGN)[2].splitlines()
+    assert begin == "looking for the transform ..."
+    assert steps
+    for number, line in enumerate(steps, 1):
+        of = " of 8" if number <= 8 else ""  # planned are eight
+        assert re.fullmatch(rf"step {number}{of}: similarity [-\d.e]+", line)
+    assert kreg(*ALIGN, "--overwrite", "--json")[2] == ""
+
+
 def test_what_is_not_trusted_is_written_and_has_a_code_of_its_own(kreg, folder, quick):
     noise = np.random.default_rng(5).integers(0, 255, scene().shape).astype("uint8")
     write(folder / "moving.png", noise, overwrite=True)
@@ -120,7 +132,7 @@ def test_interrupted_it_leaves_nothing(kreg, folder, quick, monkeypatch, number)
     with untouched(folder):
         code, printed, said = kreg(*ALIGN)
     assert (code, printed) == (128 + number, "")
-    assert said == "kreg register: interrupted; nothing was written\n"
+    assert said.endswith("\nkreg register: interrupted; nothing was written\n")
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 

@@ -53,6 +53,12 @@ def test_a_callback_may_stop():
     assert progress.stopped
 
 
+def test_callbacks_know_how_many_steps_there_will_be():
+    recorder = Recorder()
+    Progress(7, [recorder], verbose=False)
+    assert recorder.params["epochs"] == 7
+
+
 def test_keras_own_callbacks_work():
     early = keras.callbacks.EarlyStopping(monitor="similarity", mode="max", patience=1)
     history = keras.callbacks.History()
