@@ -4,9 +4,10 @@ usage: kreg evaluate [--transform T] [--fixed A --moving B] [--fixed_labels A --
                      [--fixed_points A.csv --moving_points B.csv]
 
 T is the folder of a registration or its transform.npz: the moving side is carried by it, and images
-and maps are compared where it reaches, their overlap. Without one, both sides are compared as they
-lie, the black beyond the edge of a warped image too; the images and maps then have to be of one
-size and, in millimetres, of one frame.
+and maps are compared where it reaches, their overlap. "Before" is as they lie, and left out where
+that means nothing. Without a transform, both sides are compared as they lie, the black beyond the
+edge of a warped image too; the images and maps then have to be of one size and, in millimetres, of
+one frame.
 
   images     NCC and SSIM, 1 is best, and the overlap, a share of the fixed image
   labels     Dice, 1 is best, and HD95, the distance of the surfaces, 0 is best, of each label
@@ -19,9 +20,10 @@ Examples:
   kreg evaluate --transform aligned --fixed_labels a.nii.gz --moving_labels b.nii.gz --json
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -102,84 +104,120 @@ def _spread(name: str, values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _laid_over(
-    fixed: Path, moving: Path, transform, labels: bool
-) -> tuple[list[io.Image], np.ndarray]:
-    """Return both images on one grid, and where of it the moving one reaches."""
-    pair = [io.read(path, labels=labels) for path in (fixed, moving)]
-    inside = np.ones(pair[0].shape, bool)
-    if transform is not None:
-        reach = replace(pair[1], array=np.ones(pair[1].shape, "float32"))
-        pair[1] = transform.apply(pair[1], pair[0].grid, labels=labels)
-        inside = np.asarray(transform.apply(reach, pair[0].grid).array) > 1 - _ROUNDING
-        if not inside.any():
-            raise refusal(moving, f"an image that the transform lays over {fixed}", "no overlap")
-    sizes = [(image.shape, image.channels or 1) for image in pair]
-    if sizes[0] != sizes[1]:
-        expected = f"the size {sizes[0][0]} and {sizes[0][1]} channels of the fixed image"
-        received = f"{sizes[1][0]} and {sizes[1][1]} channels"
-        raise refusal(moving, expected, received, "carry it by --transform")
-    if transform is None:
-        check_frame(pair[1], pair[0])
-    return pair, inside
+class _Pair(NamedTuple):
+    """A fixed and a moving image on one grid, and where of it the moving one reaches."""
 
-
-def _overlap(inside: np.ndarray, transform) -> dict[str, float]:
-    return {} if transform is None else {"overlap": float(inside.mean())}
+    fixed: io.Image
+    moving: io.Image
+    inside: np.ndarray
 
 
 def _images(fixed: Path, moving: Path, transform) -> dict[str, Any]:
-    pair, inside = _laid_over(fixed, moving, transform, labels=False)
-    arrays = [np.asarray(image.array, "float32") for image in pair]
-    for path, array in zip((fixed, moving), arrays, strict=True):
+    return _compared(_likeness, fixed, moving, transform, labels=False)
+
+
+def _labels(fixed: Path, moving: Path, transform) -> dict[str, Any]:
+    return _compared(_label_overlap, fixed, moving, transform, labels=True)
+
+
+def _compared(
+    compare: Callable[[_Pair], dict[str, Any]], fixed: Path, moving: Path, transform, labels: bool
+) -> dict[str, Any]:
+    """Return what a comparison says of two files and, where one is carried, said before."""
+    images = [io.read(path, labels=labels) for path in (fixed, moving)]
+    sizes = [image.shape for image in images]
+    as_they_lie = _Pair(*images, np.ones(sizes[0], bool))
+    if transform is None:
+        if sizes[0] != sizes[1]:
+            expected = f"the size {sizes[0]} of the fixed image"
+            raise refusal(moving, expected, f"{sizes[1]}", "carry it by --transform")
+        check_frame(images[1], images[0])
+        return compare(as_they_lie)
+    carried = _laid_over(*images, transform, labels)
+    found = compare(carried) | {"overlap": float(carried.inside.mean())}
+    if sizes[0] != sizes[1] or not images[1].grid.agrees_with(images[0].grid):
+        return found  # as they lie, their voxels have nothing to do with one another
+    return _as_before(compare(as_they_lie)) | found
+
+
+def _laid_over(fixed: io.Image, moving: io.Image, transform, labels: bool) -> _Pair:
+    reach = replace(moving, array=np.ones(moving.shape, "float32"))
+    inside = np.asarray(transform.apply(reach, fixed.grid).array) > 1 - _ROUNDING
+    if not inside.any():
+        expected = f"an image that the transform lays over {fixed.source}"
+        raise refusal(moving.source, expected, "no overlap")
+    return _Pair(fixed, transform.apply(moving, fixed.grid, labels=labels), inside)
+
+
+def _as_before(found: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a comparison by their names before: "Dice before mean"."""
+    renamed = {}
+    for name, value in found.items():
+        if isinstance(value, float):
+            kind, *statistic = name.split()
+            renamed[" ".join([kind, "before", *statistic])] = value
+    return renamed
+
+
+def _likeness(pair: _Pair) -> dict[str, Any]:
+    """NCC and SSIM of two images."""
+    images = pair.fixed, pair.moving
+    channels = [image.channels or 1 for image in images]
+    if channels[0] != channels[1]:
+        expected = f"as many channels as the fixed image has, {channels[0]},"
+        remedy = "convert one of them, such as both to grey"
+        raise refusal(pair.moving.source, expected, f"{channels[1]}", remedy)
+    arrays = [np.asarray(image.array, "float32") for image in images]
+    for image, array in zip(images, arrays, strict=True):
         if not np.isfinite(array).all():
-            raise refusal(path, "finite values", "NaN or infinite values")
+            raise refusal(image.source, "finite values", "NaN or infinite values")
     fixed_batch, moving_batch = (
         (array if image.channels else array[..., None])[None]
-        for array, image in zip(arrays, pair, strict=True)
+        for array, image in zip(arrays, images, strict=True)
     )
     data_range = float(arrays[0].max() - arrays[0].min())
-    window = min(_WINDOW, *(size - 1 + size % 2 for size in pair[0].shape))
+    shape = pair.fixed.shape
+    window = min(_WINDOW, *(size - 1 + size % 2 for size in shape))
     if data_range == 0 or window < 3:
-        received = f"{pair[0].shape} of one value" if data_range == 0 else f"{pair[0].shape}"
-        raise refusal(fixed, "an image of 3 voxels or more, not of one value", received)
+        received = f"{shape} of one value" if data_range == 0 else f"{shape}"
+        expected = "an image of 3 voxels or more, not of one value"
+        raise refusal(pair.fixed.source, expected, received)
     start_keras()
     from kreg import metrics
 
-    mask = inside.astype("float32")[None, ..., None]
+    mask = pair.inside.astype("float32")[None, ..., None]
     structure = metrics.ssim(fixed_batch, moving_batch, mask, data_range=data_range, window=window)
     return {
         "NCC": float(np.asarray(metrics.ncc(fixed_batch, moving_batch, mask))[0]),
         "SSIM": float(structure[0]),
-        **_overlap(inside, transform),
     }
 
 
-def _labels(fixed: Path, moving: Path, transform) -> dict[str, Any]:
-    pair, inside = _laid_over(fixed, moving, transform, labels=True)
+def _label_overlap(pair: _Pair) -> dict[str, Any]:
+    """Dice and HD95 of two maps of labels."""
     maps = []
-    for path, image in zip((fixed, moving), pair, strict=True):
+    for image in (pair.fixed, pair.moving):
         array = np.asarray(image.array)
         if image.channels not in (None, 1):
-            received = f"{image.channels} channels"
-            raise refusal(path, "a map of whole numbers, a label a voxel,", received)
+            expected = "a map of whole numbers, a label a voxel,"
+            raise refusal(image.source, expected, f"{image.channels} channels")
         if (array != np.rint(array)).any() or max(-float(array.min()), float(array.max())) >= 2**63:
+            expected = "a map of whole numbers of 64 bits, a label a voxel,"
             received = f"dtype {array.dtype}, {array.min():g} to {array.max():g}"
-            raise refusal(path, "a map of whole numbers of 64 bits, a label a voxel,", received)
-        maps.append(np.where(inside, array.reshape(image.shape), 0).astype("int64")[None])
+            raise refusal(image.source, expected, received)
+        maps.append(np.where(pair.inside, array.reshape(image.shape), 0).astype("int64")[None])
     names = [int(one) for one in np.union1d(*maps) if one != 0]
     if not names or len(names) > _MOST_LABELS:
-        raise refusal(fixed, "a map of labels, some above 0,", f"{len(names)} labels")
+        raise refusal(pair.fixed.source, "a map of labels, some above 0,", f"{len(names)} labels")
     start_keras()
     from kreg import metrics
 
     dice = np.asarray(metrics.dice_labels(maps[0], maps[1], names))[0]
-    distance = metrics.hd95(maps[0], maps[1], names, spacing=pair[0].spacing)[0]
+    distance = metrics.hd95(maps[0], maps[1], names, spacing=pair.fixed.spacing)[0]
     return {
         "Dice mean": float(dice.mean()),
         "HD95 mean": float(distance.mean()),
-        "HD95 unit": pair[0].unit,
-        **_overlap(inside, transform),
+        "HD95 unit": pair.fixed.unit,
         "Dice": dict(zip(names, dice.tolist(), strict=True)),
         "HD95": dict(zip(names, distance.tolist(), strict=True)),
     }

@@ -85,6 +85,11 @@ def test_the_moving_side_is_carried_from_fixed_to_moving(kreg, folder):
     assert found["NCC"] == pytest.approx(1, abs=1e-4)
     assert found["SSIM"] == pytest.approx(1, abs=1e-4)
     assert found["overlap"] == pytest.approx((SHAPE[0] - 3) * (SHAPE[1] - 2) / np.prod(SHAPE))
+    # Before is what they are without the transform.
+    as_they_lie = json.loads(kreg("evaluate", "--fixed=fixed.png", "--moving=m.png", "--json")[1])
+    assert as_they_lie.keys() == {"NCC", "SSIM"}
+    for name, value in as_they_lie.items():
+        assert found[f"{name} before"] == value < 0.9
     labels = [np.zeros(SHAPE, "uint8") for _ in range(2)]
     labels[0][10:14, 10:14], labels[1][13:17, 8:12] = 4, 4
     labels[0][-2:, 10:14] = 4  # has no place in the moving map
@@ -93,12 +98,41 @@ def test_the_moving_side_is_carried_from_fixed_to_moving(kreg, folder):
     arguments = ("--fixed_labels=a.png", "--moving_labels=b.png", "--transform=t.npz", "--json")
     found = json.loads(kreg("evaluate", *arguments)[1])
     assert (found["Dice"]["4"], found["HD95"]["4"]) == (1.0, 0.0)
+    as_they_lie = json.loads(kreg("evaluate", *arguments[:2], "--json")[1])
+    for name in ("Dice", "HD95"):
+        assert found[f"{name} before mean"] == as_they_lie[f"{name} mean"] != found[f"{name} mean"]
     assert found["overlap"] < 0.95
     matrix[0, 2] = 1e4
     save_transform(folder / "t.npz", Transform(matrix, grid, grid), overwrite=True)
     code, _, said = kreg("evaluate", *arguments)
     assert (code, said.count("\n")) == (1, 1)
     assert "no overlap" in said
+
+
+@pytest.mark.parametrize(("rows", "offset"), [(20, 0.0), (SHAPE[0], 7.0)])
+def test_what_does_not_compare_as_it_lies_has_no_before(kreg, folder, rows, offset):
+    matrix = np.eye(3)
+    matrix[0, 2] = offset
+    images = [Image(scene(), np.eye(3), "mm"), Image(scene()[:rows], matrix, "mm")]
+    for name, image in zip("ab", images, strict=True):
+        write(folder / f"{name}.npz", image)
+    save_transform(folder / "t.npz", Transform(matrix, images[0].grid, images[1].grid))
+    options = ("--transform=t.npz", "--json")
+    printed = kreg("evaluate", "--fixed=a.npz", "--moving=b.npz", *options)[1]
+    assert json.loads(printed).keys() == {"NCC", "SSIM", "overlap"}
+    printed = kreg("evaluate", "--fixed_labels=a.npz", "--moving_labels=b.npz", *options)[1]
+    assert "before" not in printed
+
+
+@pytest.mark.parametrize("carried", [(), ("--transform=t.npz",)])
+def test_unequal_channels_are_no_matter_of_the_transform(kreg, folder, carried):
+    grid = read(folder / "fixed.png").grid
+    save_transform(folder / "t.npz", Transform(np.eye(3), grid, grid))
+    write(folder / "colour.png", np.stack([scene()] * 3, axis=-1))
+    code, printed, said = kreg("evaluate", "--fixed=fixed.png", "--moving=colour.png", *carried)
+    assert (code, printed, said.count("\n")) == (1, "", 1)
+    assert "as many channels as the fixed image has, 1, at 'colour.png'; convert" in said
+    assert said.endswith("Received: 3.\n")
 
 
 def palette(path, indices):
