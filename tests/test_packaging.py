@@ -92,7 +92,7 @@ MAY_IMPORT_OUTSIDE = {
     "metrics": {"scipy", "skimage"},
     "pairwise": {"scipy"},
     "plots": {"matplotlib"},
-    "report": {"PIL"},
+    "report": {"PIL", "scipy"},
 }
 
 # Import name -> name in setup.cfg, where the two differ.

@@ -111,12 +111,13 @@ def fits(painted: Painted) -> list[Kind]:
         "Moving less fixed image, each at its own contrast. White: alike. It means little between "
         "different kinds of image, such as MR and CT."
     )
+    after = "On the same scale as before: where it is empty, that is white, the images are equal."
     bar = Bar(pictures.DIFFERENCE, ["fixed brighter", "alike", "moving brighter"])
     return [
         Kind("Checkerboard, before", board, lambda i: painted.board("before", i)),
         Kind("Checkerboard, after", "", lambda i: painted.board("after", i)),
         Kind("Difference, before", difference, lambda i: painted.difference("before", i), bar),
-        Kind("Difference, after", "", lambda i: painted.difference("after", i), bar),
+        Kind("Difference, after", after, lambda i: painted.difference("after", i), bar),
     ]
 
 

@@ -36,8 +36,9 @@ def _stage(painted: Painted, number: int) -> str:
         for state, hidden in (("after", ""), ("before", " hidden"))
     ]
     tags = "".join(f'<span class="tag of-{side}">{side}</span>' for side in ("fixed", "moving"))
+    alone = "" if view.plane.cut else " alone"
     return (
-        f'<div class="view"><div class="picture stage">{under}{"".join(over)}'
+        f'<div class="view{alone}"><div class="picture stage">{under}{"".join(over)}'
         f'<span class="line"></span>{tags}{_ends(view)}</div>{_name(view)}</div>'
     )
 

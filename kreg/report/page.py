@@ -127,10 +127,13 @@ def _page(scene: Scene, provenance: Mapping[str, Any]) -> str:
     heading = f"{_named(moving, 'moving image')} laid over {_named(fixed, 'fixed image')}"
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     files = resources.files("kreg.report")
-    style, script = (
-        files.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "script.js")
+    style, script, page = (
+        files.joinpath(name).read_text(encoding="utf-8")
+        for name in ("style.css", "script.js", "page.html")
     )
-    return Template(files.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+    rows, columns = views[0].plane.shape
+    style = Template(style).substitute(ratio=f"{columns / rows:.6g}")
+    return Template(page).substitute(
         version=__version__,
         date=date,
         title=escape(f"{verdict.word}: {heading}"),

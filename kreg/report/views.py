@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
+from scipy import ndimage
 
 from kreg.io.align import Alignment
 from kreg.mapping import carried, linear, resampled
@@ -243,7 +244,7 @@ def agreements(views: list[View]) -> list[Agreement]:
     """Return for each view where the fixed image and the moving one, after, have the same edges."""
     found: list[Agreement] = []
     for (rows, columns), group in itertools.groupby(views, key=lambda view: view.plane.shape):
-        layers = [(view.fixed.grey, view.after.grey) for view in group]
+        layers = [_where_they_meet(view) for view in group]
         every = int(np.ceil(np.sqrt(rows * columns / _SALIENCY_PIXELS)))
         # Some pixels around: slopes want two along each axis.
         around = ((0, 0), (2, 2), (2, 2))
@@ -261,6 +262,19 @@ def agreements(views: list[View]) -> list[Agreement]:
             Agreement(*(one[:rows, :columns] for one in pair)) for pair in zip(*whole, strict=True)
         ]
     return found
+
+
+def _where_they_meet(view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Return both images in grey; where one does not reach, both as at the nearest place it does.
+
+    Else what lies beyond the border of the moving image would speak against the fit within.
+    """
+    images = view.fixed.grey, view.after.grey
+    meet = view.fixed.inside & view.after.inside
+    if meet.all() or not meet.any():
+        return images
+    nearest = ndimage.distance_transform_edt(~meet, return_distances=False, return_indices=True)
+    return images[0][tuple(nearest)], images[1][tuple(nearest)]
 
 
 def structure(images: np.ndarray) -> np.ndarray:

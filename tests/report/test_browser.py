@@ -101,6 +101,22 @@ def test_fits_every_screen_and_scheme(opened, name, scheme, width):
     )
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    # A phone, a screen, a window that is wide: the picture, of 80 x 60, is never higher than that.
+    [(360, 800, 360 - 24), (1200, 1400, 1200 - 32), (1200, 600, 0.9 * 600 * 80 / 60)],
+)
+def test_the_compared_picture_fills_the_page_and_is_seen_as_a_whole(
+    opened, width, height, expected
+):
+    page = opened("picture", width=width)
+    page.set_viewport_size({"width": width, "height": height})
+    stage, over = (page.locator(one).first.bounding_box() for one in (".stage", ".over"))
+    assert stage["width"] == pytest.approx(expected, abs=1)
+    for name in ("width", "height"):  # but for the frame
+        assert over[name] == pytest.approx(stage[name] - 2, abs=0.5)
+
+
 def test_slider_moves_by_keyboard_and_by_pointer(opened):
     page = opened("picture")
     over = page.locator(".over:visible")

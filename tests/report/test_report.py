@@ -129,6 +129,16 @@ def test_verdict_is_said_in_words(written, trusted):
     assert ("If it does not fit, try" in page.words) != trusted
 
 
+def test_the_difference_of_equal_images_is_empty_and_the_page_says_so(written):
+    image = Image(scene((40, 48)))
+    page = written(aligned(image, image))
+    (found,) = [one for one in page.images if one["alt"] == "Difference, after"]
+    assert picture(found).min() > 240
+    assert "same scale as before: where it is empty, that is white, the images are equal" in (
+        page.words
+    )
+
+
 def test_what_moved_everywhere_alike_is_told_by_a_number(written):
     page = written(pair(matrix=np.array([[1, 0, 3], [0, 1, 4], [0, 0, 1.0]])))
     assert '<p class="big">5 px</p>' in page.text

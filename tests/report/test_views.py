@@ -142,6 +142,17 @@ def test_doubt_is_where_one_image_has_what_the_other_lacks():
     assert found.saliency[45:, 45:].mean() > 0.9
 
 
+@pytest.mark.parametrize("gain", [1.0, -2.0])
+def test_the_border_of_the_overlap_is_no_reason_for_doubt(gain):
+    values = scene((64, 64))
+    moved = np.array([[1, 0, -9], [0, 1, -20], [0, 0, 1]])  # (x, y)
+    alignment = aligned(Image(values), Image(gain * values[20:, 9:]), moved)
+    (view,) = Scene(alignment).views()
+    (found,) = agreements([view])
+    assert view.after.inside.mean() < 0.7
+    assert found.doubt[view.after.inside].max() < 0.01
+
+
 @pytest.mark.parametrize("noise", [0, 2, 20])
 def test_noise_is_no_reason_for_doubt(noise):
     generator = np.random.default_rng(0)
