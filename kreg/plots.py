@@ -32,6 +32,9 @@ _FOLD_COLOUR = "#dc2626"
 _TRAINING_COLOUR, _VALIDATION_COLOUR = "#1f4e9c", "#e07b00"
 _TRUSTED_COLOUR, _DISTRUSTED_COLOUR = "#15803d", "#dc2626"
 
+#: Outputs whose losses keep them smooth, by a part of their names.
+_FIELDS = "displacement", "velocity", "residual"
+
 #: Where the moving image does not reach: neither dark nor bright.
 _OUTSIDE = 0.5
 
@@ -209,8 +212,9 @@ def show_training(history: Mapping[str, Any] | Any) -> Figure:
     """Show the curves of a training, a panel each: solid for training, dashed for validation.
 
     Titles are the names that Keras gives, in words: "loss of warped" for ``warped_loss``, "total
-    loss" for ``loss`` where it has parts. A panel has a logarithmic axis, and says so, where its
-    values are positive and span more than a factor 20.
+    loss" for ``loss`` where it has parts. Where that falls, and the loss of a displacement rises,
+    its title says that this is the price of motion. A panel has a logarithmic axis, and says so,
+    where its values are positive and span more than a factor 20.
 
     Args:
         history: what ``fit`` returns, or its ``history`` dict: name -> one value an epoch.
@@ -231,7 +235,8 @@ def show_training(history: Mapping[str, Any] | Any) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, name in zip(panels, names, strict=False):
         _show_curves(ax, name, curves)
-        ax.set_title(_in_words(name, names), fontsize=11)
+        remark = "\nregulariser: rises as the images move" if _is_price(name, curves) else ""
+        ax.set_title(_in_words(name, names) + remark, fontsize=11)
     for ax in panels[len(names) :]:
         ax.remove()
     return figure
@@ -496,6 +501,14 @@ def _in_words(name: str, names: list[str]) -> str:
         return "total loss"
     words = name.removesuffix("_loss").replace("_", " ")
     return f"loss of {words}" if name.endswith("_loss") else words
+
+
+def _is_price(name: str, curves: Mapping[str, Any]) -> bool:
+    """Whether a loss rises since the fields that it keeps smooth grow, while the total falls."""
+    if not name.endswith("_loss") or not any(field in name for field in _FIELDS):
+        return False
+    part, total = ([*curves.get(key, ())] for key in (name, "loss"))
+    return bool(part and total and part[-1] > part[0] and total[-1] < total[0])
 
 
 def _show_curves(ax: Axes, name: str, curves: Mapping[str, Any]) -> None:

@@ -194,6 +194,21 @@ def test_training_has_a_panel_for_each_curve():
     assert (loss.get_ylabel(), ncc.get_ylabel()) == ("logarithmic", "")
 
 
+def test_training_tells_what_rises_as_it_should():
+    falls, rises = [1.0, 0.5, 0.1], [0.1, 0.2, 0.3]
+    history = {"loss": falls, "warped_loss": rises, "velocity_loss": rises}
+    figure = show_training(history)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "total loss",
+        "loss of warped",
+        "loss of velocity\nregulariser: rises as the images move",
+    ]
+    assert_readable(figure)
+    for calm in ({"velocity_loss": falls}, {"loss": rises}):
+        titles = [ax.get_title() for ax in show_training(history | calm).axes]
+        assert titles[-1] == "loss of velocity"
+
+
 @pytest.mark.parametrize("last", [0.04, 1e-3, 1e-9])
 def test_training_marks_a_logarithmic_axis(last):
     figure = show_training({"a_loss": np.geomspace(1, last, 9)})

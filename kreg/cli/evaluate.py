@@ -124,18 +124,18 @@ def _compared(
     compare: Callable[[_Pair], dict[str, Any]], fixed: Path, moving: Path, transform, labels: bool
 ) -> dict[str, Any]:
     """Return what a comparison says of two files and, where one is carried, said before."""
-    images = [io.read(path, labels=labels) for path in (fixed, moving)]
-    sizes = [image.shape for image in images]
-    as_they_lie = _Pair(*images, np.ones(sizes[0], bool))
+    pair = [io.read(path, labels=labels) for path in (fixed, moving)]
+    shapes = [image.shape for image in pair]
+    as_they_lie = _Pair(pair[0], pair[1], np.ones(shapes[0], bool))
     if transform is None:
-        if sizes[0] != sizes[1]:
-            expected = f"the size {sizes[0]} of the fixed image"
-            raise refusal(moving, expected, f"{sizes[1]}", "carry it by --transform")
-        check_frame(images[1], images[0])
+        if shapes[0] != shapes[1]:
+            expected = f"the size {shapes[0]} of the fixed image"
+            raise refusal(moving, expected, f"{shapes[1]}", "carry it by --transform")
+        check_frame(pair[1], pair[0])
         return compare(as_they_lie)
-    carried = _laid_over(*images, transform, labels)
+    carried = _laid_over(pair[0], pair[1], transform, labels)
     found = compare(carried) | {"overlap": float(carried.inside.mean())}
-    if sizes[0] != sizes[1] or not images[1].grid.agrees_with(images[0].grid):
+    if shapes[0] != shapes[1] or not pair[1].grid.agrees_with(pair[0].grid):
         return found  # as they lie, their voxels have nothing to do with one another
     return _as_before(compare(as_they_lie)) | found
 

@@ -49,8 +49,8 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
             raise refusal(path / RESULT, "a result of kreg", "one that lacks parts") from error
     rows = read_summary(path)
     if rows is not None:
-        values, lines = summarised(path, rows)
-        return Outcome({"kind": "batch", **values}, lines)
+        batch, lines = summarised(path, rows)
+        return Outcome({"kind": "batch", **batch}, lines)
     found = _transform(path) if _is_transform(path) else _image(path)
     width = max(map(len, found))
     lines = [f"{name:{width}}  {_text(value)}" for name, value in found.items()]
