@@ -335,8 +335,9 @@ def register(
         fixed_mask, moving_mask: weights of the voxels, of the spatial shape of their image.
         fixed_spacing, moving_spacing: distance of voxel centres along each axis; 1 where None.
         seed: of everything random.
-        callbacks: Keras callbacks; each step is an epoch with logs "similarity", "overlap" and
-            "motion" (voxels). Setting ``self.model.stop_training`` ends the registration.
+        callbacks: Keras callbacks; each step is an epoch, with logs "similarity", "overlap" and
+            "motion" (voxels); ``self.params["epochs"]`` are planned. Setting
+            ``self.model.stop_training`` ends the registration.
         verbose: whether to show a progress bar.
 
     Returns:

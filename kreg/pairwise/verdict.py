@@ -78,10 +78,10 @@ def judge(pairs: Pairs, start: Start, matrices, ending: Ending, seed: int) -> li
             reason = f"the images hardly meet: only {overlap[pair, 0]:.0%} overlap"
         elif not known:
             reason = "there is no chance level to compare with: too few wrong places overlap"
+        elif (runner_up or 0) > _AMBIGUOUS and margin > _CLEAR_DEVIATIONS:
+            reason = f"another place fits almost as well: {runner_up:.0%} of the similarity"
         elif found <= limit:
             reason = _too_close(margin, runner_up)
-        elif runner_up is not None and runner_up > _AMBIGUOUS:
-            reason = f"another place fits almost as well: {runner_up:.0%} of the similarity"
         elif after[pair, 0] < 0.9 * after[pair, 1] - 0.01:
             reason = f"the similarity fell, from {after[pair, 1]:.3g} to {after[pair, 0]:.3g}"
         elif ending.motion[pair] > _RESTLESS:

@@ -50,6 +50,8 @@ def edge(shape):
         (np.full((3, 3), np.nan), {}, "degenerate"),
         (TRUTH, {"motion": 3.0}, "still moved by 3 voxels"),
         (TRUTH, {"runner_up": 0.95}, "another place fits almost as well: 95%"),
+        # However many deviations it would take: they are not to be had.
+        (TRUTH, {"runner_up": 0.9999}, "another place fits almost as well: 100%"),
     ],
     ids=str,
 )
