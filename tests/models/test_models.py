@@ -1,15 +1,14 @@
 """Every model of the zoo: its promises, by one test each."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+import kreg
 from kreg import losses, models
 from kreg.metrics import folding_fraction
+from tests.fresh_process import Saved, in_fresh_process
 
 BUILDERS = {
     "encoder_decoder": lambda shape: models.encoder_decoder(
@@ -93,31 +92,32 @@ def test_fit_improves_similarity(build):
     assert after > before + 0.5 * (1 - before)
 
 
-@builder
-def test_saved_model_gives_the_same_in_a_fresh_process(build, tmp_path):
-    model = build((12, 11, 1))
-    make_active(model)
-    images = smooth_pair((12, 11))
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory):
+    """All models, and what each gives in one fresh process."""
+    saved = {}
+    for name, build in BUILDERS.items():
+        model = build((12, 11, 1))
+        make_active(model)
+        saved[name] = Saved(model, smooth_pair((12, 11)))
+    return saved, in_fresh_process(saved, tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_saved_model_gives_the_same_in_a_fresh_process(name, reloaded):
+    saved, found = reloaded
+    model, images, _ = saved[name]
     expected = model.predict(images, verbose=0)
     assert np.abs(expected["displacement"]).max() > 1e-3
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "images.npz", **images)
-    script = (
-        "import sys, numpy as np, kreg, keras\n"
-        "model = keras.saving.load_model(sys.argv[1] + '/model.keras')\n"
-        "images = dict(np.load(sys.argv[1] + '/images.npz'))\n"
-        "result = model.predict(images, verbose=0)\n"
-        "print(type(model).__name__)\n"
-        "np.savez(sys.argv[1] + '/result.npz', **result)\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "RegistrationModel"
-    with np.load(tmp_path / "result.npz") as result:
-        for name, value in expected.items():
-            np.testing.assert_allclose(result[name], value, atol=1e-5)
+    assert expected.keys() == found[name].keys()
+    for output, value in expected.items():
+        np.testing.assert_allclose(found[name][output], value, atol=1e-5)
+
+
+@builder
+def test_saved_model_is_of_its_class(build, tmp_path):
+    build((12, 11, 1)).save(tmp_path / "model.keras")
+    assert type(keras.saving.load_model(tmp_path / "model.keras")) is kreg.RegistrationModel
 
 
 def test_velocity_head_does_not_fold_where_the_dense_head_does():
