@@ -45,6 +45,7 @@ def make_active(model):
                 weight.assign(values.astype("float32"))
 
 
+@pytest.mark.usefixtures("uncompiled")
 @builder
 @pytest.mark.parametrize("shape", [(17, 30), (5, 4), (9, 7, 12)])
 def test_identity_at_start_and_shapes(build, shape):
