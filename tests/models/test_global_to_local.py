@@ -39,6 +39,7 @@ def test_identity_at_start_for_an_image_and_itself(shape, refinement):
     assert "saliency" not in without.output
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_training_reaches_the_network_through_the_refinement():
     shape = (16, 18)
     model = global_to_local((*shape, 1), size=SMALL, refinement=FEW)
