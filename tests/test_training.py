@@ -281,6 +281,7 @@ def test_predict_and_call_leave_other_keys_aside():
 # --- masks ---
 
 
+@pytest.mark.usefixtures("uncompiled")
 @each_shape
 @pytest.mark.parametrize("channel_axis", [True, False])
 @pytest.mark.parametrize("loss", [NCC(), LocalNCC(3)], ids=lambda loss: loss.name)

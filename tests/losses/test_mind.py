@@ -89,6 +89,7 @@ def test_the_descriptor_equals_a_loop_over_voxels_and_pairs(shape, window, dista
 @pytest.mark.parametrize(
     ("shape", "channels", "distance"), [((6, 7), 2, 1), ((4, 5, 6), 1, 2)], ids=str
 )
+@pytest.mark.usefixtures("uncompiled")
 def test_the_loss_compares_descriptors_within_the_mask(shape, channels, distance):
     fixed, warped = random_pair(shape, channels=channels)
     mask = np.random.default_rng(3).random((2, *shape))
@@ -101,6 +102,7 @@ def test_the_loss_compares_descriptors_within_the_mask(shape, channels, distance
     np.testing.assert_allclose(numpy(loss(fixed, warped, mask)), found, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_voxels_outside_the_mask_play_no_part_and_may_be_nan():
     fixed, warped = random_pair((6, 7))
     mask = np.zeros((2, 6, 7, 1), "float32")
@@ -195,6 +197,7 @@ def test_finds_the_shift_between_inverted_images():
     [((5, 6), 2, True), ((3, 3, 4), 1, False)],
     ids=str,
 )
+@pytest.mark.usefixtures("uncompiled")
 def test_gradients_equal_central_differences(shape, channels, masked):
     pair = random_pair(shape, batch=1, channels=channels)
     mask = np.random.default_rng(3).random((1, *shape, 1)).astype("float32")

@@ -5,7 +5,6 @@ import numpy as np
 from keras import ops
 
 from tests.fields import grid
-from tests.fresh_process import in_fresh_process
 
 
 def shifted_blobs(shape, batch=2, *, largest=1.5, seed=0):
@@ -93,13 +92,3 @@ def check_every_weight_is_trained(model, data):
         assert np.isfinite(after).all(), weight.path
         if "kernel" in weight.path:
             assert np.abs(after - before).max() > 0, weight.path
-
-
-def assert_comes_back(saved, tmp_path, field):
-    """Saved models predict the same in a fresh process; `field` is the output that is not 0."""
-    found = in_fresh_process(saved, tmp_path)
-    for name, (model, data, _) in saved.items():
-        expected = model.predict_on_batch(data)
-        assert np.abs(expected[field]).max() > 1e-3
-        for output, value in expected.items():
-            np.testing.assert_allclose(found[name][output], value, atol=1e-5)

@@ -9,9 +9,7 @@ from kreg.models import DenseHead, VelocityHead
 from kreg.models.affine_dense import affine_dense
 from kreg.ops import centred_frame, warp
 from tests.fields import grid
-from tests.fresh_process import Saved
 from tests.models.pairs import (
-    assert_comes_back,
     check_brightness_and_contrast_change_nothing,
     check_every_weight_is_trained,
     check_identity_at_start,
@@ -110,15 +108,6 @@ def test_mixed_precision_keeps_coordinates_float32():
     model = under_bfloat16(lambda: small((12, 11)))
     assert model.get_layer("encoder0").compute_dtype == "bfloat16"
     check_identity_at_start(model, (12, 11))
-
-
-def test_comes_back_in_a_fresh_process(tmp_path):
-    saved = {}
-    for shape, group in (((6, 7, 8), None), ((12, 11), groups.Rigid())):
-        model = small(shape, group=group)
-        make_active(model)
-        saved[str(len(shape))] = Saved(model, noise(shape))
-    assert_comes_back(saved, tmp_path, "residual")
 
 
 def test_refuses_what_does_not_fit():

@@ -7,9 +7,7 @@ from kreg.losses import NCC
 from kreg.models.affine_net import affine_net
 from kreg.ops import centred_frame
 from tests.fields import grid
-from tests.fresh_process import Saved
 from tests.models.pairs import (
-    assert_comes_back,
     check_brightness_and_contrast_change_nothing,
     check_every_weight_is_trained,
     check_identity_at_start,
@@ -110,18 +108,6 @@ def test_mixed_precision_keeps_coordinates_float32():
     model = under_bfloat16(lambda: small((12, 11)))
     assert model.get_layer("linear0").compute_dtype == "bfloat16"
     assert check_identity_at_start(model, (12, 11))["matrix"].dtype == "float32"
-
-
-def test_comes_back_in_a_fresh_process(tmp_path):
-    saved = {}
-    for name, shape, group in (
-        ("affine", (6, 7, 8), None),
-        ("rigid", (12, 11), groups.Rigid()),
-    ):
-        model = small(shape, group)
-        make_active(model)
-        saved[name] = Saved(model, noise(shape))
-    assert_comes_back(saved, tmp_path, "displacement")
 
 
 def test_refuses_what_does_not_fit():

@@ -6,10 +6,8 @@ from keras import ops
 from kreg.losses import NCC, Diffusion
 from kreg.models.dirnet import dirnet
 from kreg.ops import bspline_displacement, bspline_grid_shape
-from tests.fresh_process import Saved
 from tests.gradients import gradients
 from tests.models.pairs import (
-    assert_comes_back,
     check_brightness_and_contrast_change_nothing,
     check_every_weight_is_trained,
     check_identity_at_start,
@@ -92,15 +90,6 @@ def test_mixed_precision_keeps_coordinates_float32():
     model = under_bfloat16(lambda: dirnet((12, 11, 1), spacing=4))
     assert model.get_layer("level0").compute_dtype == "bfloat16"
     check_identity_at_start(model, (12, 11))
-
-
-def test_comes_back_in_a_fresh_process(tmp_path):
-    saved = {}
-    for shape in [(12, 11), (6, 7, 8)]:
-        model = dirnet((*shape, 1), spacing=4, filters=(4,))
-        make_active(model, 0.5)
-        saved[str(len(shape))] = Saved(model, images(shape))
-    assert_comes_back(saved, tmp_path, "displacement")
 
 
 @pytest.mark.parametrize("spacing", [0, 1, 6, 8.0, -4])

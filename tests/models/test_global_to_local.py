@@ -19,6 +19,7 @@ SMALL = FlowNetSize(encoder=((), ((4, 3),), ((6, 3),)), decoder=(4,))
 FEW = UnrolledRefinement((RefinementStage(2, 0.5, 1), RefinementStage(2, 0, 1)))
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("shape", [(16, 18), (8, 10, 12)], ids=str)
 @pytest.mark.parametrize("refinement", [FEW, ConvolutionalRefinement((4,))])
 def test_identity_at_start_for_an_image_and_itself(shape, refinement):
@@ -38,6 +39,7 @@ def test_identity_at_start_for_an_image_and_itself(shape, refinement):
     assert "saliency" not in without.output
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_training_reaches_the_network_through_the_refinement():
     shape = (16, 18)
     model = global_to_local((*shape, 1), size=SMALL, refinement=FEW)

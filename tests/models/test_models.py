@@ -1,15 +1,18 @@
 """Every model of the zoo: its promises, by one test each."""
 
-import subprocess
-import sys
+from functools import partial
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+import kreg
 from kreg import losses, models
+from kreg.groups import Rigid
 from kreg.metrics import folding_fraction
+from tests.fresh_process import Saved, in_fresh_process
+from tests.models import pairs
 
 BUILDERS = {
     "encoder_decoder": lambda shape: models.encoder_decoder(
@@ -20,6 +23,20 @@ BUILDERS = {
     ),
     "two_pass": lambda shape: models.two_pass(shape, filters=(4, 8)),
 }
+
+
+def dirnet(shape):
+    return models.dirnet(shape, spacing=4, filters=(4,))
+
+
+def affine_net(shape, group=None):
+    return models.affine_net(shape, group=group, filters=(4, 8, 8))
+
+
+def affine_dense(shape, group=None):
+    sizes = {"filters": (4, 8), "encoder": (4, 8), "decoder": (8, 8, 4)}
+    return models.affine_dense(shape, group=group, head=models.VelocityHead(steps=3), **sizes)
+
 
 builder = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
 
@@ -46,6 +63,7 @@ def make_active(model):
                 weight.assign(values.astype("float32"))
 
 
+@pytest.mark.usefixtures("uncompiled")
 @builder
 @pytest.mark.parametrize("shape", [(17, 30), (5, 4), (9, 7, 12)])
 def test_identity_at_start_and_shapes(build, shape):
@@ -93,31 +111,46 @@ def test_fit_improves_similarity(build):
     assert after > before + 0.5 * (1 - before)
 
 
-@builder
-def test_saved_model_gives_the_same_in_a_fresh_process(build, tmp_path):
-    model = build((12, 11, 1))
-    make_active(model)
-    images = smooth_pair((12, 11))
+#: Models to save: builder, spatial shape, size of the weights that are zero at start, and the
+#: output that is not to be 0.
+SAVED = {
+    **{name: (build, (12, 11), 0.05, "displacement") for name, build in BUILDERS.items()},
+    "dirnet-2d": (dirnet, (12, 11), 0.5, "displacement"),
+    "dirnet-3d": (dirnet, (6, 7, 8), 0.5, "displacement"),
+    "affine_net-3d": (affine_net, (6, 7, 8), 0.05, "displacement"),
+    "affine_net-rigid-2d": (partial(affine_net, group=Rigid()), (12, 11), 0.05, "displacement"),
+    "affine_dense-3d": (affine_dense, (6, 7, 8), 0.05, "residual"),
+    "affine_dense-rigid-2d": (partial(affine_dense, group=Rigid()), (12, 11), 0.05, "residual"),
+}
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory):
+    """All models, and what each gives in one fresh process."""
+    saved = {}
+    for name, (build, shape, size, _) in SAVED.items():
+        model = build((*shape, 1))
+        pairs.make_active(model, size)
+        data = pairs.noise(shape) if name.startswith("affine") else smooth_pair(shape)
+        saved[name] = Saved(model, data)
+    return saved, in_fresh_process(saved, tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_model_gives_the_same_in_a_fresh_process(name, reloaded):
+    saved, found = reloaded
+    model, images, _ = saved[name]
     expected = model.predict(images, verbose=0)
-    assert np.abs(expected["displacement"]).max() > 1e-3
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "images.npz", **images)
-    script = (
-        "import sys, numpy as np, kreg, keras\n"
-        "model = keras.saving.load_model(sys.argv[1] + '/model.keras')\n"
-        "images = dict(np.load(sys.argv[1] + '/images.npz'))\n"
-        "result = model.predict(images, verbose=0)\n"
-        "print(type(model).__name__)\n"
-        "np.savez(sys.argv[1] + '/result.npz', **result)\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "RegistrationModel"
-    with np.load(tmp_path / "result.npz") as result:
-        for name, value in expected.items():
-            np.testing.assert_allclose(result[name], value, atol=1e-5)
+    assert np.abs(expected[SAVED[name][-1]]).max() > 1e-3
+    assert expected.keys() == found[name].keys()
+    for output, value in expected.items():
+        np.testing.assert_allclose(found[name][output], value, atol=1e-5)
+
+
+@builder
+def test_saved_model_is_of_its_class(build, tmp_path):
+    build((12, 11, 1)).save(tmp_path / "model.keras")
+    assert type(keras.saving.load_model(tmp_path / "model.keras")) is kreg.RegistrationModel
 
 
 def test_velocity_head_does_not_fold_where_the_dense_head_does():
