@@ -7,11 +7,6 @@ from pathlib import Path
 
 # Read once, when matplotlib is imported: so before anything else here imports it.
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Read once, when XLA first compiles, here and in the processes that tests start. Most of the tests'
-# time is compiling, of code that then runs a few times: so it is left unoptimised.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
 
 import kreg  # first: it silences TensorFlow's greeting
 

@@ -127,7 +127,6 @@ def test_weights_of_the_samples_scale_their_values(name):
     np.testing.assert_allclose(numpy(loss(true, predicted, weights)), expected, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("uncompiled")
 @each_loss
 @each_shape
 def test_constants_give_finite_values_and_gradients(name, shape):
@@ -211,7 +210,6 @@ def test_comes_back_with_a_saved_model_in_a_fresh_process(name, reloaded):
 # --- images ---
 
 
-@pytest.mark.usefixtures("uncompiled")
 @each_image_loss
 @each_shape
 def test_a_mask_of_zeros_gives_a_finite_value_and_no_gradient(name, shape):

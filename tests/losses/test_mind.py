@@ -197,7 +197,6 @@ def test_finds_the_shift_between_inverted_images():
     [((5, 6), 2, True), ((3, 3, 4), 1, False)],
     ids=str,
 )
-@pytest.mark.usefixtures("uncompiled")
 def test_gradients_equal_central_differences(shape, channels, masked):
     pair = random_pair(shape, batch=1, channels=channels)
     mask = np.random.default_rng(3).random((1, *shape, 1)).astype("float32")
