@@ -256,7 +256,7 @@ API = {
         "ConvolutionalRefinement",
         "DRAWINGS",
         "DenseHead",
-        "DenseStep",
+        "NetworkStep",
         "FlowNetSize",
         "GradientMagnitudes",
         "GreyValues",

@@ -3,10 +3,10 @@
 from kreg.models.affine_dense import affine_dense
 from kreg.models.affine_net import affine_net
 from kreg.models.ddim import (
-    DenseStep,
     GradientMagnitudes,
     GreyValues,
     MatchingStage,
+    NetworkStep,
     SmoothStep,
     ddim,
 )
@@ -35,11 +35,11 @@ __all__ = [
     "TISSUE",
     "ConvolutionalRefinement",
     "DenseHead",
-    "DenseStep",
     "FlowNetSize",
     "GradientMagnitudes",
     "GreyValues",
     "MatchingStage",
+    "NetworkStep",
     "SmoothStep",
     "UnrolledRefinement",
     "VelocityHead",

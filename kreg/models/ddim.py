@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from keras import Model, ops
 from keras import layers as keras_layers
-from keras import ops
 
 from kreg.layers import (
     ComposeLinear,
@@ -17,8 +17,8 @@ from kreg.layers import (
 )
 from kreg.layers.interpolator import Interpolator
 from kreg.layers.matcher import Matcher
-from kreg.models.blocks import image_inputs, unet
-from kreg.models.heads import VelocityHead
+from kreg.models.blocks import image_inputs
+from kreg.models.two_pass import two_pass
 from kreg.ops import nearest_border, spatial_gradient
 from kreg.ops.linear import compose_matrices, invert_matrix
 from kreg.training import RegistrationModel
@@ -137,36 +137,46 @@ class SmoothStep:
 
 
 @dataclass(frozen=True)
-class DenseStep:
-    """u from a U-Net on [fixed, warped, fixed - warped], warped by the matrix.
+class NetworkStep:
+    """u from a network that registers the fixed image and the moving one, warped by the matrix.
 
     For images of different things, trained by a loss on images.
 
     Args:
-        downsize: the U-Net sees images so many times smaller.
-        encoder: channels of each level, finest first.
-        decoder: channels of each level on the way up; further entries are convolutions at the
-            finest level.
-        head: `VelocityHead(4)`, the default: what a matrix leaves is small; or `DenseHead()`.
-        view: what the U-Net sees, `GreyValues()` or your own; None for what the stages see.
+        network: called with the shape ``(*spatial, channels)`` of a view; returns a model of
+            ``{"moving", "fixed"}`` with the output ``displacement``, such as `two_pass`, the
+            default, or ``functools.partial(voxelmorph, head=DenseHead())``. What else it gives,
+            such as a ``velocity``, the cascade gives too, for losses on it.
+        view: what it sees, `GreyValues()` or your own; None for what the stages see.
+        downsize: it sees images so many times smaller.
+
+    Raises:
+        ValueError: when called, if the network has no output ``displacement``.
     """
 
-    downsize: int = 1
-    encoder: Sequence[int] = (16, 32, 32)
-    decoder: Sequence[int] = (32, 32, 32, 16)
-    head: Callable[..., dict] | None = None
+    network: Callable[..., RegistrationModel] = two_pass
     view: Callable | None = None
+    downsize: int = 1
 
     def __call__(self, images, view, matrix) -> dict:
         """Return ``{"displacement": (batch, *spatial, D), ...}`` on the fixed image's grid."""
         sizes = [-(-size // self.downsize) for size in images["fixed"].shape[1:-1]]
         views = _views(images, self.view or view, sizes, "_dense")
-        fixed = views["fixed"]
-        warped = _warp(views["moving"], matrix, "halfway", images["fixed"])
-        difference = keras_layers.Subtract(name="difference", dtype="float32")([fixed, warped])
-        seen = keras_layers.Concatenate(name="dense_input")([fixed, warped, difference])
-        features = unet(seen, self.encoder, self.decoder)
-        return (self.head or VelocityHead(4))(features, images["fixed"])
+        seen = {
+            "moving": _warp(views["moving"], matrix, "halfway", images["fixed"]),
+            "fixed": views["fixed"],
+        }
+        network = self.network(views["fixed"].shape[1:])
+        if not isinstance(network.output, dict) or "displacement" not in network.output:
+            raise ValueError(
+                "Expected a network with an output `displacement` in a dictionary, such as "
+                f"`two_pass` or `voxelmorph` gives. Received: {network.output}."
+            )
+        wanted = {name: x for name, x in network.output.items() if name != "warped"}
+        outputs = Model(network.input, wanted, name=network.name)(seen)
+        field = outputs.pop("displacement")
+        field = ResizeDisplacement(name="residual_displacement")(field, images["fixed"])
+        return {"displacement": field, **outputs}
 
 
 def ddim(
@@ -213,7 +223,7 @@ def ddim(
         shared: whether all stages have the same weights.
         group: of `kreg.groups`, an object; ``Affine()`` where None.
         view: what the networks see: `GreyValues`, `GradientMagnitudes`, or your own.
-        dense: `SmoothStep` for images of the same thing, `DenseStep` for others, your own, called
+        dense: `SmoothStep` for images of the same thing, `NetworkStep` for others, your own, called
             with ``{"moving", "fixed"}``, `view` and A; or None for a model of the stages alone.
         detached: whether no gradient flows to the matrix that a stage, or the dense step, starts
             from, so that each is trained by what it has left alone. False for losses on images.
@@ -227,7 +237,7 @@ def ddim(
         ``matrix`` A ``(batch, D + 1, D + 1)``, fixed to moving points in the centred world frame,
         ``stage_matrices`` A_1, A_1 A_2, ... ``(batch, depth, D + 1, D + 1)`` and ``displacement``
         of phi ``(batch, *spatial, D)``. With a dense step also ``warped_linear``, by A alone,
-        ``residual`` u and, with a `DenseStep` and its `VelocityHead`, the ``velocity``.
+        ``residual`` u and what else the network of a `NetworkStep` gives, such as its ``velocity``.
 
     Raises:
         ValueError: if `image_shape` is not that of a channels-last image of known size, `depth` is
@@ -281,7 +291,7 @@ def ddim(
         residual = fields.pop("displacement")
         displacement = ComposeLinear(name="composition")(held(matrix), residual)
         outputs |= {"warped_linear": _plain_warp(moving, linear, "warped_linear")}
-        outputs |= {"displacement": displacement, "residual": residual, **fields}
+        outputs = fields | outputs | {"displacement": displacement, "residual": residual}
     outputs["warped"] = _plain_warp(moving, outputs["displacement"], "warped")
     return RegistrationModel(inputs, outputs, name=name)
 

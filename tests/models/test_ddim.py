@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -12,15 +14,17 @@ from kreg.losses.endpoint_error import EndpointError
 from kreg.losses.feature_residual import FeatureResidual
 from kreg.losses.known_transform import GridDistance
 from kreg.models.ddim import (
-    DenseStep,
     GradientMagnitudes,
     GreyValues,
     MatchingStage,
+    NetworkStep,
     SmoothStep,
     ddim,
 )
 from kreg.models.ddim import _resolutions as resolutions
 from kreg.models.heads import DenseHead
+from kreg.models.two_pass import two_pass
+from kreg.models.voxelmorph import voxelmorph
 from kreg.ops import centred_frame, nearest_border, standardise, warp
 from kreg.ops.displacement import self_compose
 from kreg.ops.filters import resize_image
@@ -37,7 +41,8 @@ from tests.models.pairs import (
 )
 
 SMALL = MatchingStage(filters=(4, 4), width=4)
-SMALL_DENSE = DenseStep(encoder=(4, 4), decoder=(4, 4), head=DenseHead())
+UNET = functools.partial(voxelmorph, encoder=(4, 4), decoder=(4, 4))
+SMALL_DENSE = NetworkStep(functools.partial(UNET, head=DenseHead()))
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +88,7 @@ def halved(image):
 
 @pytest.mark.parametrize("shape", [(17, 22), (9, 7, 12)], ids=str)
 def test_identity_at_start(shape):
-    dense = DenseStep(downsize=2, encoder=(4, 4), decoder=(4, 4))
+    dense = NetworkStep(UNET, downsize=2)
     model = small(shape, features=True, dense=dense)
     result = check_identity_at_start(model, shape)
     eye = np.eye(len(shape) + 1)
@@ -140,7 +145,7 @@ def test_the_displacement_is_the_residual_then_the_matrix(shape):
     expected = warped_by(result["matrix"], data["moving"])
     np.testing.assert_allclose(result["warped_linear"], expected, atol=2e-3)
     np.testing.assert_allclose(result["seen_matrix"], result["matrix"], atol=1e-6)
-    # The U-Net sees the warped image.
+    # The network sees the warped image.
     halfway = keras.Model(model.input, model.get_layer("halfway").output)(data)
     moving = ops.convert_to_numpy(standardise(data["moving"]))
     expected = warped_by(result["matrix"], moving, border=nearest_border)
@@ -148,8 +153,8 @@ def test_the_displacement_is_the_residual_then_the_matrix(shape):
 
 
 def test_the_dense_step_may_see_something_else():
-    """The stages see edges, the U-Net grey values half as large."""
-    dense = DenseStep(downsize=2, encoder=(4, 4), decoder=(4, 4), view=GreyValues())
+    """The stages see edges, the network grey values half as large."""
+    dense = NetworkStep(UNET, GreyValues(), downsize=2)
     model = small((16, 20), view=GradientMagnitudes(), dense=dense)
     data = noise((16, 20))
     expected = ops.convert_to_numpy(standardise(halved(data["fixed"])))
@@ -160,6 +165,32 @@ def test_the_dense_step_may_see_something_else():
     expected = np.linalg.norm(slope, axis=-1)[..., None]
     expected = ops.convert_to_numpy(standardise(expected.astype("float32")))
     np.testing.assert_allclose(ops.convert_to_numpy(edges), expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(16, 20), (8, 9, 12)], ids=str)
+def test_the_dense_step_may_be_any_network(shape):
+    """Its outputs are the cascade's too, but for those that the cascade has itself."""
+    model = small(shape, dense=NetworkStep(functools.partial(two_pass, filters=(4, 8))))
+    make_active(model, 0.05)
+    data = noise(shape)
+    result = outputs(model, data)
+    assert {"velocity", "coarse_velocity"} <= set(result)
+    network = model.get_layer("two_pass")
+    seen = [model.get_layer(name).output for name in ("halfway", "fixed_dense")]
+    seen = keras.Model(model.input, dict(zip(("moving", "fixed"), seen, strict=True)))(data)
+    found = network(seen)
+    assert "warped" not in found
+    for ours, theirs in (("residual", "displacement"), ("velocity", "velocity")):
+        expected = ops.convert_to_numpy(found[theirs])
+        np.testing.assert_allclose(result[ours], expected, atol=1e-4)
+    # A network that gives a matrix, too: the cascade's is its own.
+    dense = NetworkStep(lambda shape: small(shape[:-1], dense=None, name="other"))
+    model = small(shape, dense=dense)
+    make_active(model, 0.05)
+    result, other = outputs(model, data), model.get_layer("other")(data)
+    stages = keras.Model(model.input, model.get_layer("linear_displacement").input[0])(data)
+    assert np.abs(result["matrix"] - ops.convert_to_numpy(other["matrix"])).max() > 1e-3
+    np.testing.assert_allclose(result["matrix"], ops.convert_to_numpy(stages), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [64, 9])
@@ -420,6 +451,11 @@ def test_comes_back_with_its_weights(tmp_path):
         np.testing.assert_allclose(value, expected[name], atol=1e-4)
 
 
+def matrices_alone(shape):
+    model = small(shape[:-1], dense=None)
+    return keras.Model(model.input, {"stage_matrices": model.output["stage_matrices"]})
+
+
 def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"known spatial sizes.*Received.*None"):
         ddim((None, 16, 1))
@@ -427,3 +463,5 @@ def test_refuses_what_does_not_fit():
         ddim((16, 16, 1), depth=0)
     with pytest.raises(ValueError, match="Expected an image shape"):
         ddim((16, 16))
+    with pytest.raises(ValueError, match=r"an output `displacement`.*Received.*stage_matrices"):
+        small((16, 16), dense=NetworkStep(matrices_alone))
