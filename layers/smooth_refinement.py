@@ -243,7 +243,8 @@ def _field(sizes, control, correlation):
         # No product of matrices, which a GPU may round to 10 bits.
         one = (slice(None), *[None] * axes)
         places = np.moveaxis(_linear_basis(sizes, sizes), -1, 0)[..., None]
-        return u + sum(place * weighted[:, k][one] for k, place in enumerate(places))
+        parts = (ops.multiply(place, weighted[:, k][one]) for k, place in enumerate(places))
+        return u + sum(parts)
 
     return field
 
@@ -262,7 +263,7 @@ def _compiled(sizes, cells, control, correlation, iterations):
         fixed, moving = ops.stop_gradient(fixed), ops.stop_gradient(moving)
         u = compose_linear(voxels, field(amounts, coefficients))
         tensor, force = _equations(fixed, moving, u, trust, cells)
-        return _improved(coefficients, basis * amounts, tensor, force, iterations)
+        return _improved(coefficients, ops.multiply(basis, amounts), tensor, force, iterations)
 
     return backend.compiled(step), backend.compiled(field)
 
@@ -273,7 +274,7 @@ def _equations(fixed, moving, displacement, trust, cells):
     within = tuple(range(1, len(sizes) + 1))
     points = identity_grid(sizes) + displacement
     last = np.array(sizes, "float32") - 1
-    inside = ops.logical_and(points >= -_ROUNDING, points <= last + _ROUNDING)
+    inside = ops.logical_and(points >= -_ROUNDING, ops.less_equal(points, last + _ROUNDING))
     inside = ops.cast(ops.all(inside, axis=-1, keepdims=True), "float32")
     share = inside / ops.maximum(ops.sum(inside, axis=within, keepdims=True), 1.0)
 

@@ -146,12 +146,14 @@ class NetworkStep:
         network: called with the shape ``(*spatial, channels)`` of a view; returns a model of
             ``{"moving", "fixed"}`` with the output ``displacement``, such as `two_pass`, the
             default, or ``functools.partial(voxelmorph, head=DenseHead())``. What else it gives,
-            such as a ``velocity``, the cascade gives too, for losses on it.
+            such as a ``velocity``, the cascade gives too, for losses on it, but for warped images:
+            they are of the view.
         view: what it sees, `GreyValues()` or your own; None for what the stages see.
-        downsize: it sees images so many times smaller.
+        downsize: a whole number; it sees images so many times smaller.
 
     Raises:
-        ValueError: when called, if the network has no output ``displacement``.
+        ValueError: when called, if `downsize` is not positive, or `network` is not a function or
+            its model has no output ``displacement``.
     """
 
     network: Callable[..., RegistrationModel] = two_pass
@@ -160,6 +162,13 @@ class NetworkStep:
 
     def __call__(self, images, view, matrix) -> dict:
         """Return ``{"displacement": (batch, *spatial, D), ...}`` on the fixed image's grid."""
+        built = isinstance(self.network, Model)
+        if built or not (isinstance(self.downsize, int) and self.downsize >= 1):
+            raise ValueError(
+                "Expected `network` to be a function of an image shape that returns a model, such "
+                "as `two_pass`, and `downsize` a whole number >= 1. Received: "
+                f"{'a model' if built else self.network} and {self.downsize}."
+            )
         sizes = [-(-size // self.downsize) for size in images["fixed"].shape[1:-1]]
         views = _views(images, self.view or view, sizes, "_dense")
         seen = {
@@ -172,8 +181,8 @@ class NetworkStep:
                 "Expected a network with an output `displacement` in a dictionary, such as "
                 f"`two_pass` or `voxelmorph` gives. Received: {network.output}."
             )
-        wanted = {name: x for name, x in network.output.items() if name != "warped"}
-        outputs = Model(network.input, wanted, name=network.name)(seen)
+        wanted = {k: x for k, x in network.output.items() if not k.startswith("warped")}
+        outputs = Model(network.input, wanted, name=f"dense_{network.name}")(seen)
         field = outputs.pop("displacement")
         field = ResizeDisplacement(name="residual_displacement")(field, images["fixed"])
         return {"displacement": field, **outputs}

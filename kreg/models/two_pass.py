@@ -44,7 +44,9 @@ def _shuffled_field(features, image, name):
         "Conv", dimensions, dimensions * 2**dimensions, 3, padding="same",
         kernel_initializer="zeros", dtype="float32", name=name,
     )(features)  # fmt: skip
-    return CropLike(name=f"{name}_crop")(DepthToSpace(name=f"{name}_shuffle")(field), image)
+    # In float32 whatever the policy: a velocity.
+    field = DepthToSpace(name=f"{name}_shuffle", dtype="float32")(field)
+    return CropLike(name=f"{name}_crop", dtype="float32")(field, image)
 
 
 def two_pass(

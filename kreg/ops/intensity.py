@@ -28,6 +28,7 @@ def standardise(image, weights=None):
     Returns:
         As `image`; the same for a x + b as for x (a > 0).
     """
+    image = ops.convert_to_tensor(image)
     axes = tuple(range(1, len(image.shape) - 1))
 
     def mean(x):

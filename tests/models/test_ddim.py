@@ -175,7 +175,7 @@ def test_the_dense_step_may_be_any_network(shape):
     data = noise(shape)
     result = outputs(model, data)
     assert {"velocity", "coarse_velocity"} <= set(result)
-    network = model.get_layer("two_pass")
+    network = model.get_layer("dense_two_pass")
     seen = [model.get_layer(name).output for name in ("halfway", "fixed_dense")]
     seen = keras.Model(model.input, dict(zip(("moving", "fixed"), seen, strict=True)))(data)
     found = network(seen)
@@ -183,11 +183,11 @@ def test_the_dense_step_may_be_any_network(shape):
     for ours, theirs in (("residual", "displacement"), ("velocity", "velocity")):
         expected = ops.convert_to_numpy(found[theirs])
         np.testing.assert_allclose(result[ours], expected, atol=1e-4)
-    # A network that gives a matrix, too: the cascade's is its own.
+    # A network that gives a matrix and further warped images, of views: the cascade's are its own.
     dense = NetworkStep(lambda shape: small(shape[:-1], dense=None, name="other"))
     model = small(shape, dense=dense)
     make_active(model, 0.05)
-    result, other = outputs(model, data), model.get_layer("other")(data)
+    result, other = outputs(model, data), model.get_layer("dense_other")(data)
     stages = keras.Model(model.input, model.get_layer("linear_displacement").input[0])(data)
     assert np.abs(result["matrix"] - ops.convert_to_numpy(other["matrix"])).max() > 1e-3
     np.testing.assert_allclose(result["matrix"], ops.convert_to_numpy(stages), atol=1e-5)
@@ -400,8 +400,9 @@ def test_brightness_and_contrast_change_nothing():
     check_brightness_and_contrast_change_nothing(small((16, 15)), (16, 15))
 
 
-def test_mixed_precision_keeps_coordinates_float32():
-    model = under_bfloat16(lambda: small((12, 11)))
+@pytest.mark.parametrize("dense", [SMALL_DENSE, NetworkStep()])
+def test_mixed_precision_keeps_coordinates_float32(dense):
+    model = under_bfloat16(lambda: small((12, 11), dense=dense))
     assert model.get_layer("matcher1").compute_dtype == "bfloat16"
     assert check_identity_at_start(model, (12, 11))["matrix"].dtype == "float32"
 
@@ -465,3 +466,8 @@ def test_refuses_what_does_not_fit():
         ddim((16, 16))
     with pytest.raises(ValueError, match=r"an output `displacement`.*Received.*stage_matrices"):
         small((16, 16), dense=NetworkStep(matrices_alone))
+    for dense in (NetworkStep(UNET, downsize=0), NetworkStep(UNET, downsize=1.5)):
+        with pytest.raises(ValueError, match=r"`downsize` a whole number >= 1.*Received"):
+            small((16, 16), dense=dense)
+    with pytest.raises(ValueError, match=r"a function of an image shape.*Received: a model"):
+        small((16, 16), dense=NetworkStep(UNET((16, 16, 1))))
