@@ -30,6 +30,8 @@ _RESTLESS = 1.0
 #: A displacement must fit this many times better than one of the mirrored image, or need as many
 #: times less motion for as good a fit, or both in part.
 _BEYOND = 1.5
+#: With a displacement the similarity must not fall below this share of that by the matrix alone.
+_WORSE = 0.95
 #: Lengths may shrink or grow by this factor at most.
 _STRETCH = 4.0
 
@@ -125,7 +127,7 @@ def judge_dense(
         seed: of the transforms that are wrong on purpose.
     """
     still = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
-    before, _ = _scores(pairs, still[:, None], 0, 4096, seed)
+    before, alone = (_scores(pairs, m[:, None], 0, 4096, seed)[0][:, 0] for m in (still, matrices))
     warped, mirror = deformed(pairs, matrices, field), deformed(mirrored(pairs), matrices, null)
     calm = ending._replace(interrupted=False)  # said at the end
     verdicts = judge(warped, start, still, calm, seed)
@@ -135,12 +137,18 @@ def judge_dense(
     motion, by_chance_motion = (_size(one) for one in (field, null))
     volumes = ops.convert_to_numpy(jacobian_determinant(field.values))
     for pair, (verdict, volume) in enumerate(zip(verdicts, volumes, strict=True)):
-        verdict["similarity_before"] = max(float(before[pair, 0]), 0.0)
+        verdict["similarity_before"] = max(float(before[pair]), 0.0)
         after = verdict["similarity_after"]
         ease = by_chance_motion[pair] / max(motion[pair], 1e-6)
-        if verdict["trusted"] and after < 0.9 * before[pair, 0] - 0.01:
+        if verdict["trusted"] and after < 0.9 * before[pair] - 0.01:
             verdict["trusted"] = False
-            verdict["reason"] = f"the similarity fell, from {before[pair, 0]:.3g} to {after:.3g}"
+            verdict["reason"] = f"the similarity fell, from {before[pair]:.3g} to {after:.3g}"
+        if verdict["trusted"] and after < _WORSE * alone[pair]:
+            verdict["trusted"] = False
+            verdict["reason"] = (
+                f"the matrix alone fits better: with the displacement the similarity fell, from "
+                f"{alone[pair]:.3g} to {after:.3g}"
+            )
         if verdict["trusted"] and found[pair] * ease < _BEYOND * by_chance[pair]:
             verdict["trusted"] = False
             verdict["reason"] = (

@@ -195,6 +195,19 @@ def test_a_displacement_that_fits_worse_is_not_trusted(flat):
     assert "similarity fell" in result.reason
 
 
+def test_a_displacement_that_spoils_what_the_matrix_found_is_not_trusted():
+    """Too soft, it pulls what is there into the black that the moving image ends in."""
+    fixed = photograph()[::2, ::2].astype("float32")
+    turn = turned(6, shift=(-11, 10))
+    points = np.einsum("ij,jhw->ihw", turn[:2, :2], np.indices(fixed.shape))
+    moving = ndimage.map_coordinates(fixed, points + turn[:2, 2, None, None], order=1)
+    soft = Composed(Linear(), Dense(spacing=4, elastic=1e-5, fluid=1e-3))
+    result = kreg.register(fixed, moving, transform=soft)
+    assert not result.trusted
+    assert "the matrix alone fits better" in result.reason
+    assert kreg.register(fixed, moving, transform=Linear()).trusted
+
+
 def test_a_batch_gives_what_each_pair_gives_alone(flat):
     fixed, moving, _, alone = flat
     other = scene(SIZE, 3.0, seed=5)
