@@ -3,14 +3,16 @@
 usage: kreg evaluate [--transform T] [--fixed A --moving B] [--fixed_labels A --moving_labels B]
                      [--fixed_points A.csv --moving_points B.csv]
 
-T is the folder of a registration or its transform.npz: the moving side is carried by it, and images
-and maps are compared where it reaches, their overlap. "Before" is as they lie, and left out where
-that means nothing. Without a transform, both sides are compared as they lie, the black beyond the
-edge of a warped image too; the images and maps then have to be of one size and, in millimetres, of
-one frame.
+T is the folder of a registration or its transform.npz: the moving side is carried by it. Images are
+compared where it reaches, in their overlap; labels in all of the fixed image, so that one that is
+carried out of it is lost. "Before" is as they lie, of the same voxels, and left out where that
+means nothing. Without a transform, both sides are compared as they lie, the black beyond the edge
+of a warped image too; the images and maps then have to be of one size and, in millimetres, of one
+frame.
 
   images     NCC and SSIM, 1 is best, and the overlap, a share of the fixed image
-  labels     Dice, 1 is best, and HD95, the distance of the surfaces, 0 is best, of each label
+  labels     Dice, 1 is best, and HD95, the distance of the surfaces, 0 is best, of each label; the
+             mean of HD95 is of labels that both sides have
   points     TRE, the distance of landmarks, and rTRE, its share of the moving image's diagonal:
              columns x, y and in 3-D z, in the world of their image, row by row (kreg apply --help)
 
@@ -20,10 +22,9 @@ Examples:
   kreg evaluate --transform aligned --fixed_labels a.nii.gz --moving_labels b.nii.gz --json
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -91,8 +92,10 @@ def _points(fixed: Path, moving: Path, transform) -> dict[str, Any]:
     grid = transform.moving
     diagonal = float(np.linalg.norm(np.multiply(grid.shape, grid.spacing)))
     found |= {"unit": grid.unit}
-    before = np.linalg.norm(points[0] - points[1], axis=-1)
-    found |= {"TRE before mean": float(before.mean())}
+    of_scanner = grid.unit == transform.fixed.unit == "mm"
+    if of_scanner or (grid.unit, grid.shape) == (transform.fixed.unit, transform.fixed.shape):
+        before = np.linalg.norm(points[0] - points[1], axis=-1)
+        found |= {"TRE before mean": float(before.mean())}
     return found | _spread("TRE", errors) | _spread("rTRE", errors / diagonal)
 
 
@@ -104,49 +107,48 @@ def _spread(name: str, values: np.ndarray) -> dict[str, float]:
     }
 
 
-class _Pair(NamedTuple):
-    """A fixed and a moving image on one grid, and where of it the moving one reaches."""
-
-    fixed: io.Image
-    moving: io.Image
-    inside: np.ndarray
-
-
 def _images(fixed: Path, moving: Path, transform) -> dict[str, Any]:
-    return _compared(_likeness, fixed, moving, transform, labels=False)
+    one, other = io.read(fixed), io.read(moving)
+    if transform is None:
+        _check_comparable(one, other)
+        return _likeness(one, other, np.ones(one.shape, bool))
+    carried = transform.apply(other, one.grid)
+    reach = replace(other, array=np.ones(other.shape, "float32"))
+    inside = np.asarray(transform.apply(reach, one.grid).array) > 1 - _ROUNDING
+    if not inside.any():
+        raise refusal(moving, f"an image that the transform lays over {fixed}", "no overlap")
+    found = _likeness(one, carried, inside) | {"overlap": float(inside.mean())}
+    if _is_comparable(one, other):
+        found = _as_before(_likeness(one, other, inside)) | found
+    return found
 
 
 def _labels(fixed: Path, moving: Path, transform) -> dict[str, Any]:
-    return _compared(_label_overlap, fixed, moving, transform, labels=True)
-
-
-def _compared(
-    compare: Callable[[_Pair], dict[str, Any]], fixed: Path, moving: Path, transform, labels: bool
-) -> dict[str, Any]:
-    """Return what a comparison says of two files and, where one is carried, said before."""
-    pair = [io.read(path, labels=labels) for path in (fixed, moving)]
-    shapes = [image.shape for image in pair]
-    as_they_lie = _Pair(pair[0], pair[1], np.ones(shapes[0], bool))
+    one, other = (io.read(path, labels=True) for path in (fixed, moving))
+    map_of_one, map_of_other = _label_map(one), _label_map(other)
+    names = [int(label) for label in np.union1d(map_of_one, map_of_other) if label != 0]
+    if not names or len(names) > _MOST_LABELS:
+        raise refusal(fixed, "a map of labels, some above 0,", f"{len(names)} labels")
     if transform is None:
-        if shapes[0] != shapes[1]:
-            expected = f"the size {shapes[0]} of the fixed image"
-            raise refusal(moving, expected, f"{shapes[1]}", "carry it by --transform")
-        check_frame(pair[1], pair[0])
-        return compare(as_they_lie)
-    carried = _laid_over(pair[0], pair[1], transform, labels)
-    found = compare(carried) | {"overlap": float(carried.inside.mean())}
-    if shapes[0] != shapes[1] or not pair[1].grid.agrees_with(pair[0].grid):
-        return found  # as they lie, their voxels have nothing to do with one another
-    return _as_before(compare(as_they_lie)) | found
+        _check_comparable(one, other)
+        return _label_overlap(map_of_one, map_of_other, names, one.grid)
+    carried = _label_map(transform.apply(other, one.grid, labels=True))
+    found = _label_overlap(map_of_one, carried, names, one.grid)
+    if _is_comparable(one, other):
+        found = _as_before(_label_overlap(map_of_one, map_of_other, names, one.grid)) | found
+    return found
 
 
-def _laid_over(fixed: io.Image, moving: io.Image, transform, labels: bool) -> _Pair:
-    reach = replace(moving, array=np.ones(moving.shape, "float32"))
-    inside = np.asarray(transform.apply(reach, fixed.grid).array) > 1 - _ROUNDING
-    if not inside.any():
-        expected = f"an image that the transform lays over {fixed.source}"
-        raise refusal(moving.source, expected, "no overlap")
-    return _Pair(fixed, transform.apply(moving, fixed.grid, labels=labels), inside)
+def _is_comparable(fixed: io.Image, moving: io.Image) -> bool:
+    """Whether their voxels have to do with one another as they lie."""
+    return fixed.shape == moving.shape and moving.grid.agrees_with(fixed.grid)
+
+
+def _check_comparable(fixed: io.Image, moving: io.Image) -> None:
+    if fixed.shape != moving.shape:
+        expected = f"the size {fixed.shape} of the fixed image"
+        raise refusal(moving.source, expected, f"{moving.shape}", "carry it by --transform")
+    check_frame(moving, fixed)
 
 
 def _as_before(found: dict[str, Any]) -> dict[str, float]:
@@ -159,14 +161,14 @@ def _as_before(found: dict[str, Any]) -> dict[str, float]:
     return renamed
 
 
-def _likeness(pair: _Pair) -> dict[str, Any]:
-    """NCC and SSIM of two images."""
-    images = pair.fixed, pair.moving
+def _likeness(fixed: io.Image, moving: io.Image, inside: np.ndarray) -> dict[str, Any]:
+    """NCC and SSIM of two images, where `inside` says."""
+    images = fixed, moving
     channels = [image.channels or 1 for image in images]
     if channels[0] != channels[1]:
         expected = f"as many channels as the fixed image has, {channels[0]},"
         remedy = "convert one of them, such as both to grey"
-        raise refusal(pair.moving.source, expected, f"{channels[1]}", remedy)
+        raise refusal(moving.source, expected, f"{channels[1]}", remedy)
     arrays = [np.asarray(image.array, "float32") for image in images]
     for image, array in zip(images, arrays, strict=True):
         if not np.isfinite(array).all():
@@ -176,16 +178,16 @@ def _likeness(pair: _Pair) -> dict[str, Any]:
         for array, image in zip(arrays, images, strict=True)
     )
     data_range = float(arrays[0].max() - arrays[0].min())
-    shape = pair.fixed.shape
+    shape = fixed.shape
     window = min(_WINDOW, *(size - 1 + size % 2 for size in shape))
     if data_range == 0 or window < 3:
         received = f"{shape} of one value" if data_range == 0 else f"{shape}"
         expected = "an image of 3 voxels or more, not of one value"
-        raise refusal(pair.fixed.source, expected, received)
+        raise refusal(fixed.source, expected, received)
     start_keras()
     from kreg import metrics
 
-    mask = pair.inside.astype("float32")[None, ..., None]
+    mask = inside.astype("float32")[None, ..., None]
     structure = metrics.ssim(fixed_batch, moving_batch, mask, data_range=data_range, window=window)
     return {
         "NCC": float(np.asarray(metrics.ncc(fixed_batch, moving_batch, mask))[0]),
@@ -193,31 +195,35 @@ def _likeness(pair: _Pair) -> dict[str, Any]:
     }
 
 
-def _label_overlap(pair: _Pair) -> dict[str, Any]:
-    """Dice and HD95 of two maps of labels."""
-    maps = []
-    for image in (pair.fixed, pair.moving):
-        array = np.asarray(image.array)
-        if image.channels not in (None, 1):
-            expected = "a map of whole numbers, a label a voxel,"
-            raise refusal(image.source, expected, f"{image.channels} channels")
-        if (array != np.rint(array)).any() or max(-float(array.min()), float(array.max())) >= 2**63:
-            expected = "a map of whole numbers of 64 bits, a label a voxel,"
-            received = f"dtype {array.dtype}, {array.min():g} to {array.max():g}"
-            raise refusal(image.source, expected, received)
-        maps.append(np.where(pair.inside, array.reshape(image.shape), 0).astype("int64")[None])
-    names = [int(one) for one in np.union1d(*maps) if one != 0]
-    if not names or len(names) > _MOST_LABELS:
-        raise refusal(pair.fixed.source, "a map of labels, some above 0,", f"{len(names)} labels")
+def _label_map(image: io.Image) -> np.ndarray:
+    """Return the labels of a map, integers, or say that it is none."""
+    array = np.asarray(image.array)
+    if image.channels not in (None, 1):
+        expected = "a map of whole numbers, a label a voxel,"
+        raise refusal(image.source, expected, f"{image.channels} channels")
+    if (array != np.rint(array)).any() or max(-float(array.min()), float(array.max())) >= 2**63:
+        expected = "a map of whole numbers of 64 bits, a label a voxel,"
+        received = f"dtype {array.dtype}, {array.min():g} to {array.max():g}"
+        raise refusal(image.source, expected, received)
+    return array.reshape(image.shape).astype("int64")
+
+
+def _label_overlap(
+    fixed: np.ndarray, moving: np.ndarray, names: list[int], grid: io.Grid
+) -> dict[str, Any]:
+    """Dice and HD95 of two maps of labels: what one side alone has has no distance."""
     start_keras()
     from kreg import metrics
 
-    dice = np.asarray(metrics.dice_labels(maps[0], maps[1], names))[0]
-    distance = metrics.hd95(maps[0], maps[1], names, spacing=pair.fixed.spacing)[0]
+    dice = np.asarray(metrics.dice_labels(fixed[None], moving[None], names))[0]
+    dice = np.nan_to_num(dice, nan=0.0)  # carried out of the fixed image: lost
+    distance = metrics.hd95(fixed[None], moving[None], names, spacing=grid.spacing)[0]
+    met = np.isfinite(distance)
     return {
         "Dice mean": float(dice.mean()),
-        "HD95 mean": float(distance.mean()),
-        "HD95 unit": pair.fixed.unit,
+        "HD95 mean": float(distance[met].mean()) if met.any() else np.inf,
+        "HD95 unit": grid.unit,
+        **({} if met.all() else {"labels without HD95": int((~met).sum())}),
         "Dice": dict(zip(names, dice.tolist(), strict=True)),
         "HD95": dict(zip(names, distance.tolist(), strict=True)),
     }

@@ -91,11 +91,11 @@ def _image(path: Path) -> dict[str, Any]:
 def _transform(path: Path) -> dict[str, Any]:
     found = io.load_transform(path)
     kind = "a matrix" if found.field is None else "a matrix after a displacement"
-    units = dict.fromkeys((found.fixed.unit, found.moving.unit))
+    units = found.fixed.unit, found.moving.unit
     result = {
         "kind": "transform",
         "form": kind,
-        "matrix_maps": f"world points {about_matrix(found.fixed.dimensions, ' to '.join(units))}",
+        "matrix_maps": f"world points {about_matrix(found.fixed.dimensions, *units)}",
         "matrix": found.matrix.tolist(),
     }
     for side, grid in (("fixed", found.fixed), ("moving", found.moving)):

@@ -45,6 +45,9 @@ from kreg.version import __version__
 
 #: Shows a result; needs no network.
 REPORT = "report.html"
+#: No two images tell more of one another, in nats.
+_MOST_INFORMATION = 5.0
+_TO_TRY = "--edges, --transform similarity or rigid, masks, --start frames (see the report)"
 
 
 def define(values: flags.FlagValues) -> None:
@@ -153,7 +156,8 @@ def align(pair: PairFiles, how: Method, folder: Path, *, compiled: bool = True) 
         "chance": found.chance,
         "runner_up": found.runner_up,
         "overlap": found.overlap,
-        "unit": alignment.moving.unit,
+        "fixed_unit": alignment.fixed.unit,
+        "moving_unit": alignment.moving.unit,
         "matrix": alignment.transform.matrix.tolist(),
         "displacement": displacement(alignment.transform),
         "steps": len(found.history.get("stage", [])),
@@ -212,25 +216,33 @@ def displacement(transform) -> dict[str, float] | None:
     return {"mean": float(length.mean()), "largest": float(length.max())}
 
 
-def about_matrix(dimensions: int, unit: str) -> str:
+def about_matrix(dimensions: int, fixed_unit: str, moving_unit: str) -> str:
     """Return what a world matrix takes, and from where to where it leads."""
-    return f"({', '.join('xyz'[:dimensions])}), fixed to moving, in {unit}"
+    units = " to ".join(dict.fromkeys((fixed_unit, moving_unit)))
+    return f"({', '.join('xyz'[:dimensions])}), fixed to moving, in {units}"
 
 
 def told(result: dict[str, Any]) -> list[str]:
     """Return a result as lines to read."""
     verdict = "trusted" if result["trusted"] else "NOT TRUSTED"
+    least = ""
+    if result["chance"] < _MOST_INFORMATION:  # where another place fits as well, nothing is enough
+        least = f"; to be trusted, above {result['chance']:.3f} on a coarse level"
+    units = result["fixed_unit"], result["moving_unit"]
     lines = [
         f"{verdict}: {result['reason']}",
         f"  mutual information  {result['similarity_before']:.3f} before, "
-        f"{result['similarity_after']:.3f} after; to be trusted, above "
-        f"{result['chance']:.3f} on a coarse level",
+        f"{result['similarity_after']:.3f} after{least}",
         f"  overlap             {result['overlap']:.0%}",
-        f"  world matrix        {about_matrix(len(result['matrix']) - 1, result['unit'])}",
+        f"  world matrix        {about_matrix(len(result['matrix']) - 1, *units)}",
     ]
     for row in result["matrix"]:
         lines.append("    " + " ".join(f"{value:11.5f}" for value in row))
     if result["displacement"]:
         mean, largest = result["displacement"]["mean"], result["displacement"]["largest"]
-        lines.append(f"  displacement        {mean:.2f} on average, at most {largest:.2f}")
+        lines.append(
+            f"  displacement        {mean:.2f} on average, at most {largest:.2f} {units[0]}"
+        )
+    if not result["trusted"]:
+        lines.append(f"  to try              {_TO_TRY}")
     return lines

@@ -88,23 +88,31 @@ def test_the_moving_side_is_carried_from_fixed_to_moving(kreg, folder):
     # Before is what they are without the transform.
     as_they_lie = json.loads(kreg("evaluate", "--fixed=fixed.png", "--moving=m.png", "--json")[1])
     assert as_they_lie.keys() == {"NCC", "SSIM"}
-    for name, value in as_they_lie.items():
-        assert found[f"{name} before"] == value < 0.9
+    # Of the voxels that count after it, too.
+    expected = np.corrcoef(fixed[:-3, 2:].ravel(), moving[:-3, 2:].ravel())[0, 1]
+    assert found["NCC before"] == pytest.approx(expected, abs=1e-4)
+    assert found["NCC before"] != pytest.approx(as_they_lie["NCC"], abs=1e-3)
+    assert found["SSIM before"] < 0.9
     labels = [np.zeros(SHAPE, "uint8") for _ in range(2)]
     labels[0][10:14, 10:14], labels[1][13:17, 8:12] = 4, 4
-    labels[0][-2:, 10:14] = 4  # has no place in the moving map
+    labels[0][-2:, 10:14] = 4  # has no place in the moving map: lost
+    labels[1][:2, 4:8] = 9  # nor has this in the fixed one
     for name, one in zip("ab", labels, strict=True):
         write(folder / f"{name}.png", one)
     arguments = ("--fixed_labels=a.png", "--moving_labels=b.png", "--transform=t.npz", "--json")
     found = json.loads(kreg("evaluate", *arguments)[1])
-    assert (found["Dice"]["4"], found["HD95"]["4"]) == (1.0, 0.0)
+    assert found["Dice"] == pytest.approx({"4": 2 * 16 / (16 + 8 + 16), "9": 0.0})
+    assert found["HD95 mean"] == found["HD95"]["4"] > 0
+    assert (found["HD95"]["9"], found["labels without HD95"]) == (None, 1)
     as_they_lie = json.loads(kreg("evaluate", *arguments[:2], "--json")[1])
     for name in ("Dice", "HD95"):
         assert found[f"{name} before mean"] == as_they_lie[f"{name} mean"] != found[f"{name} mean"]
-    assert found["overlap"] < 0.95
     matrix[0, 2] = 1e4
     save_transform(folder / "t.npz", Transform(matrix, grid, grid), overwrite=True)
-    code, _, said = kreg("evaluate", *arguments)
+    found = json.loads(kreg("evaluate", *arguments)[1])
+    assert found["Dice mean"] == 0
+    images = ("--fixed=fixed.png", "--moving=m.png", "--transform=t.npz")
+    code, _, said = kreg("evaluate", *images)
     assert (code, said.count("\n")) == (1, 1)
     assert "no overlap" in said
 
@@ -121,6 +129,18 @@ def test_what_does_not_compare_as_it_lies_has_no_before(kreg, folder, rows, offs
     printed = kreg("evaluate", "--fixed=a.npz", "--moving=b.npz", *options)[1]
     assert json.loads(printed).keys() == {"NCC", "SSIM", "overlap"}
     printed = kreg("evaluate", "--fixed_labels=a.npz", "--moving_labels=b.npz", *options)[1]
+    assert "before" not in printed
+
+
+@pytest.mark.parametrize(("unit", "rows"), [("mm", SHAPE[0]), ("px", 20)])
+def test_landmarks_of_worlds_that_differ_have_no_before(kreg, folder, unit, rows):
+    grids = [Image(scene()[:n], np.eye(3), u).grid for n, u in ((SHAPE[0], "px"), (rows, unit))]
+    save_transform(folder / "t.npz", Transform(np.eye(3), *grids))
+    (folder / "p.csv").write_text("x,y\n3,4\n5,6\n")
+    points = ("--fixed_points=p.csv", "--moving_points=p.csv", "--transform=t.npz")
+    code, printed, _ = kreg("evaluate", *points, "--json")
+    assert code == 0
+    assert "TRE mean" in json.loads(printed)
     assert "before" not in printed
 
 
