@@ -20,8 +20,9 @@ fixed image's pixels that are not empty background.
 - *different brains*: pairs of two held-out brains, one under a matrix as above and no field.
   ddim's stages are those trained above, which see edges, and go on for 500 steps by NCC, held a
   little by the known matrix; its dense step is `two_pass`, sees grey values, and is trained by NCC
-  for 400. *voxelmorph* is kreg's, with its default widths, trained for as many steps by the same
-  losses at the same learning rate; it sees moving images that the true matrix has already warped.
+  for 400. *voxelmorph* is kreg's, with its default widths, trained for as many steps at the same
+  learning rate by NCC, folds and the smoothness of its velocity (`two_pass` has two of these); it
+  sees moving images that the true matrix has already warped, which its milliseconds leave out.
   Both are scored on the original moving image, interpolated once, by the matrix and the
   displacement composed.
 

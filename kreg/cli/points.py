@@ -39,7 +39,7 @@ def read_table(path: Path, columns: str) -> Table:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file, strict=True) if any(map(str.strip, row))]
     except UnicodeDecodeError as error:
-        raise refusal(path, expected, reason(error), "save it as UTF-8") from error
+        raise refusal(path, expected, "bytes that are no text", "save it as UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         raise refusal(path, expected, reason(error)) from error
     if len(rows) < 2:
@@ -49,6 +49,8 @@ def read_table(path: Path, columns: str) -> Table:
         received = "semicolons" if ";" in header[0] else "tabs"
         remedy = "export it with commas between values, and points in numbers"
         raise refusal(path, expected, f"values apart by {received}", remedy)
+    if all(map(_is_number, header)):
+        raise refusal(path, expected, f"'{','.join(header)}' in the first row", "add the header")
     names = [name.strip().lower() for name in header if name.strip()]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -58,6 +60,14 @@ def read_table(path: Path, columns: str) -> Table:
             received = f"{len(row)} values in row {number}, {len(header)} columns"
             raise refusal(path, expected, received)
     return Table(header, rows)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_points(path: Path, dimensions: int) -> tuple[Table, Any]:

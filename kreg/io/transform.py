@@ -122,10 +122,10 @@ class Transform:
                 than the transform; or if the dtype cannot hold `outside`.
         """
         grid = self.fixed if grid is None else grid
-        for given, own, name in ((image, self.moving, "image"), (grid, self.fixed, "grid")):
+        for given, own, name in ((image, self.moving, "an image"), (grid, self.fixed, "a grid")):
             if (given.dimensions, given.unit) != (own.dimensions, own.unit):
                 raise ValueError(
-                    f"Expected an {name} of {own.dimensions} dimensions in {own.unit}. Received: "
+                    f"Expected {name} of {own.dimensions} dimensions in {own.unit}. Received: "
                     f"{given.dimensions} dimensions in {given.unit}."
                 )
         dimensions = grid.dimensions

@@ -225,6 +225,7 @@ CASES = {
     "semicolons": (table("x;y\n1,5;2,5\n"), TABLE, "commas between values"),
     "tabs": (table("x\ty\n1\t2\n"), TABLE, "apart by tabs"),
     "UTF-16": (table("x,y\n1,2\n".encode("utf-16")), TABLE, "save it as UTF-8"),
+    "no header": (table("10,10\n20,20\n"), TABLE, "add the header. Received: '10,10'"),
     "a column twice": (table("x,y,X\n1,2,9\n"), TABLE, "'x' twice"),
     "an underscore in a number": (table("x,y\n1_0,2\n"), TABLE, "'1_0' in row 1"),
     "a number beyond all": (table("x,y\n1e400,2\n"), TABLE, "infinity"),
