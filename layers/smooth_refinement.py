@@ -58,8 +58,8 @@ class SmoothRefinement(keras.layers.Layer):
             correlated by exp(-1/2). The smaller, the more coefficients.
         cells: the longest side has at most so many, which should be smaller than `correlation`.
         iterations: of conjugate gradients in each step, each beginning where the one before ended.
-            By the other defaults 20 end within a thousandth of a voxel of the solution in 2-D, a
-            tenth in 3-D; several times larger `trust`, `deviation` and `linear` want 100 or more.
+            By the other defaults 20 end within a hundredth of a voxel of the solution on average,
+            a tenth at worst; several times larger `trust`, `deviation`, `linear` want 100 or more.
             Gradients are about those of the exact solution.
         spacing: for the matrix, the distance of voxel centres along each axis; 1 where None. How u
             is expected to be is said in voxels, whatever their spacing.
