@@ -229,7 +229,10 @@ def main(arguments):
             folder / "pairs.png", dpi=110
         )
         checkerboards(shown, warped[:5]).savefig(folder / "checkerboards.png", dpi=110)
-        kreg.plots.show_training(history.history).savefig(folder / "training.png", dpi=110)
+        smooth = "coarse_velocity", "velocity", "displacement"
+        kreg.plots.show_training(history.history, regularisers=smooth).savefig(
+            folder / "training.png", dpi=110
+        )
         model.save(folder / "model.keras")
         report = {"steps": steps, "seed": FLAGS.seed, "seconds": seconds,
                   "ms a pair": milliseconds, "scores": rows}  # fmt: skip

@@ -237,7 +237,8 @@ def main(arguments):
              folder / "pairs.png")  # fmt: skip
         save(draw.show_pair(*(x[0] for x in (*shown.values(), result["warped"], fields))),
              folder / "pair.png")  # fmt: skip
-        save(draw.show_training(history.history), folder / "training.png")
+        smooth = "coarse_velocity", "velocity", "displacement"
+        save(draw.show_training(history.history, regularisers=smooth), folder / "training.png")
         model.save(folder / "model.keras")
         report = {"data": digits.source, "digits": which, "steps": steps, "seed": FLAGS.seed,
                   "seconds": seconds, "ms a pair": one_pass, "scores": rows}  # fmt: skip

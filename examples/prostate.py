@@ -299,7 +299,9 @@ def main(arguments):
             outlined(warped, gland),
             field[:4],
         ).savefig(folder / "pairs.png", dpi=110)
-        kreg.plots.show_training(history.history).savefig(folder / "training.png", dpi=110)
+        kreg.plots.show_training(history.history, regularisers=["velocity"]).savefig(
+            folder / "training.png", dpi=110
+        )
         model.save(folder / "model.keras")
         report = {
             "steps": steps,

@@ -9,7 +9,7 @@ the moving image was magnified, where they crowd it was shrunk. The arrows of a 
 at x in the fixed image and end at phi(x), where its value comes from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -31,9 +31,6 @@ _GRID_COLOUR = "#c2410c"
 _FOLD_COLOUR = "#dc2626"
 _TRAINING_COLOUR, _VALIDATION_COLOUR = "#1f4e9c", "#e07b00"
 _TRUSTED_COLOUR, _DISTRUSTED_COLOUR = "#15803d", "#dc2626"
-
-#: Outputs whose losses keep them smooth, by a part of their names.
-_FIELDS = "displacement", "velocity", "residual"
 
 #: Where the moving image does not reach: neither dark nor bright.
 _OUTSIDE = 0.5
@@ -208,19 +205,20 @@ def show_registration(fixed, moving, result, *, squares: int = 8, axis: int = 0)
     return figure
 
 
-def show_training(history: Mapping[str, Any] | Any) -> Figure:
+def show_training(history: Mapping[str, Any] | Any, *, regularisers: Iterable[str] = ()) -> Figure:
     """Show the curves of a training, a panel each: solid for training, dashed for validation.
 
     Titles are the names that Keras gives, in words: "loss of warped" for ``warped_loss``, "total
-    loss" for ``loss`` where it has parts. Where that falls, and the loss of a displacement rises,
+    loss" for ``loss`` where it has parts. Where that falls, and the loss of a regulariser rises,
     its title says that this is the price of motion. A panel has a logarithmic axis, and says so,
     where its values are positive and span more than a factor 20.
 
     Args:
         history: what ``fit`` returns, or its ``history`` dict: name -> one value an epoch.
+        regularisers: names of the outputs whose losses only keep them smooth, or from folding.
 
     Raises:
-        ValueError: if there is no epoch in it.
+        ValueError: if there is no epoch in it, or no loss of a regulariser.
     """
     curves = getattr(history, "history", history)
     if not isinstance(curves, Mapping) or not any(len(values) for values in curves.values()):
@@ -229,13 +227,21 @@ def show_training(history: Mapping[str, Any] | Any) -> Figure:
             f"{{name: values}}. Received: {curves!r}."
         )
     names = list(dict.fromkeys(name.removeprefix("val_") for name in curves))
+    losses = [name.removesuffix("_loss") for name in names if name.endswith("_loss")]
+    regularisers = [regularisers] if isinstance(regularisers, str) else list(regularisers)
+    if unknown := [name for name in regularisers if name not in losses]:
+        raise ValueError(
+            f"Expected `regularisers` among the outputs with a loss, {', '.join(losses) or 'none'}"
+            f"; leave out the others. Received: {', '.join(map(repr, unknown))}."
+        )
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, name in zip(panels, names, strict=False):
         _show_curves(ax, name, curves)
-        remark = "\nregulariser: rises as the images move" if _is_price(name, curves) else ""
+        price = name.removesuffix("_loss") in regularisers and _is_price(name, curves)
+        remark = "\nregulariser: rises as the images move" if price else ""
         ax.set_title(_in_words(name, names) + remark, fontsize=11)
     for ax in panels[len(names) :]:
         ax.remove()
@@ -504,9 +510,7 @@ def _in_words(name: str, names: list[str]) -> str:
 
 
 def _is_price(name: str, curves: Mapping[str, Any]) -> bool:
-    """Whether a loss rises since the fields that it keeps smooth grow, while the total falls."""
-    if not name.endswith("_loss") or not any(field in name for field in _FIELDS):
-        return False
+    """Whether the loss of a regulariser rises while the total falls."""
     part, total = ([*curves.get(key, ())] for key in (name, "loss"))
     return bool(part and total and part[-1] > part[0] and total[-1] < total[0])
 

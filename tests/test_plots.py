@@ -196,17 +196,24 @@ def test_training_has_a_panel_for_each_curve():
 
 def test_training_tells_what_rises_as_it_should():
     falls, rises = [1.0, 0.5, 0.1], [0.1, 0.2, 0.3]
-    history = {"loss": falls, "warped_loss": rises, "velocity_loss": rises}
-    figure = show_training(history)
+    history = {"loss": falls, "displacement_loss": rises, "velocity_loss": rises}
+    figure = show_training(history, regularisers=["velocity"])
     assert [ax.get_title() for ax in figure.axes] == [
         "total loss",
-        "loss of warped",
+        "loss of displacement",  # may be supervised: nothing explains that it gets worse
         "loss of velocity\nregulariser: rises as the images move",
     ]
     assert_readable(figure)
+    assert all("rises" not in ax.get_title() for ax in show_training(history).axes)
     for calm in ({"velocity_loss": falls}, {"loss": rises}):
-        titles = [ax.get_title() for ax in show_training(history | calm).axes]
-        assert titles[-1] == "loss of velocity"
+        figure = show_training(history | calm, regularisers=["velocity"])
+        assert figure.axes[-1].get_title() == "loss of velocity"
+
+
+@pytest.mark.parametrize("names", ["flow", ["velocity", "flow"]])
+def test_training_without_a_regulariser_of_that_name_is_refused(names):
+    with pytest.raises(ValueError, match=r"among .* velocity; .* Received: 'f"):
+        show_training({"loss": [1.0], "velocity_loss": [1.0]}, regularisers=names)
 
 
 @pytest.mark.parametrize("last", [0.04, 1e-3, 1e-9])

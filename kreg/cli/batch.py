@@ -10,9 +10,10 @@ and where needed fixed_mask, moving_mask, and name: the folder of the pair withi
   patient2,before/2.nii.gz,after/2.nii.gz
 
 Each pair gets its own folder, as `kreg register` leaves it, once it is whole. A pair that fails
-stops no other. FOLDER/summary.csv lists them all: done, not trusted, failed and why. Run again,
-after Ctrl-C or a power cut, the same command goes on with what is missing, failures first tried
-again, and does again what has a damaged result.json; with --overwrite it does all anew.
+stops no other. FOLDER/summary.csv, kept up to date, lists them all: done, not trusted, failed and
+why; `kreg info FOLDER` tells it, and whether the results are still there. Run again, after Ctrl-C
+or a power cut, the same command goes on with what is missing, failures first tried again, and does
+again what has a damaged result.json; with --overwrite it does all anew.
 
 With --scheduler the workers of a Dask cluster do the work, one pair at a time in each thread of
 theirs, wherever they are: with the same kreg, and the same files under the same names. If one is
@@ -28,8 +29,10 @@ Examples:
 Exit codes: 0 all done and trusted; 1 some failed; 3 all done, some not trusted.
 """
 
+import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,9 +46,11 @@ from kreg.cli.outcome import BAD_INPUT, DONE, NOT_TRUSTED, Outcome, UsageError, 
 from kreg.cli.points import read_table, write_rows
 from kreg.cli.register import PairFiles, align
 from kreg.cli.terminal import counted, logged, say
-from kreg.io.errors import reason, refusal
+from kreg.io.errors import FileError, reason, refusal
 
 SUMMARY = "summary.csv"
+#: After the summary was written, it is not written again for so many times as long.
+_SHARE = 50
 #: Of a list of no more pairs none is compiled by XLA: that takes 15 s for a size, and saves 1 s.
 _FEW = 12
 _NEEDED = {"settings", "fixed", "moving", "trusted", "similarity_after", "seconds", "reason"}
@@ -87,14 +92,24 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
         results = _elsewhere(values.scheduler, pairs, how, output, values.overwrite)
     try:
         with logged(not values.json):
+            again = 0.0
             for name, told in results:
                 rows[name] |= told
+                # A killed process writes none at the end.
+                if (now := time.monotonic()) >= again:
+                    with contextlib.suppress(FileError):  # told at the end
+                        _write_summary(output, rows)
+                    again = time.monotonic() + _SHARE * (time.monotonic() - now)
     finally:  # also where Ctrl-C ends it
-        table = [[row.get(column, "") for column in _COLUMNS] for row in rows.values()]
-        write_rows(output / SUMMARY, [_COLUMNS, *table], overwrite=True)
+        _write_summary(output, rows)
     found, lines = summarised(output, list(rows.values()))
     code = BAD_INPUT if found["failed"] else NOT_TRUSTED if found["not_trusted"] else DONE
     return Outcome(found, lines, code)
+
+
+def _write_summary(output: Path, rows: dict[str, dict[str, Any]]) -> None:
+    table = [[row.get(column, "") for column in _COLUMNS] for row in rows.values()]
+    write_rows(output / SUMMARY, [_COLUMNS, *table], overwrite=True)
 
 
 def after_interrupt(values: flags.FlagValues) -> str:
@@ -225,21 +240,73 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> list[dict[str, Any]] | None:
-    """Return what the summary in a folder says of each pair; None if there is none of kreg."""
-    try:
-        table = read_table(folder / SUMMARY, ", ".join(_COLUMNS))
-        rows = [
-            {
-                name: float(text) if name in _NUMBERS else text
-                for name, text in zip(table.header, row, strict=True)
-                if text
-            }
-            for row in table.rows
-        ]
-    except ValueError:
+    """Return what there is to say of each pair of a batch; None if the folder is none of one.
+
+    The summary lists the pairs and their failures; what is done, their own folders tell.
+
+    Raises:
+        FileError: if the summary is damaged.
+    """
+    path = folder / SUMMARY
+    if not _is_batch(folder):
         return None
-    ours = table.header == _COLUMNS and all({"name", "state"} <= row.keys() for row in rows)
-    return rows if ours else None
+    remedy = "run the same `kreg batch` again, which writes it anew"
+    try:
+        table = read_table(path, ", ".join(_COLUMNS))
+    except FileError as error:
+        received = str(error).rpartition("Received: ")[2].rstrip(".")
+        raise refusal(path, "the summary of a batch", received, remedy) from error
+    if table.header != _COLUMNS:
+        received = f"the columns {', '.join(table.header)}"
+        raise refusal(path, f"the columns {', '.join(_COLUMNS)}", received, remedy)
+    rows = []
+    for number, texts in enumerate(table.rows, 1):
+        row: dict[str, Any] = {
+            name: text for name, text in zip(_COLUMNS, texts, strict=True) if text
+        }
+        if row.get("state") not in _STATES:
+            expected, found = f"a state, {', '.join(_STATES)}", row.get("state", "")
+            raise refusal(path, expected, f"'{found}' in row {number}", remedy)
+        if not {"name", "fixed", "moving"} <= row.keys():
+            expected = "a name, a fixed and a moving image in every row"
+            raise refusal(path, expected, f"none in row {number}", remedy)
+        for name in _NUMBERS & row.keys():
+            try:
+                row[name] = float(row[name])
+            except ValueError as error:
+                received = f"'{row[name]}' in row {number}"
+                raise refusal(path, f"a number as {name}", received, remedy) from error
+        rows.append(_as_it_is(folder, row))
+    return rows
+
+
+def _is_batch(folder: Path) -> bool:
+    """Whether the summary in a folder, if there is one, is of a batch, be it a damaged one."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            begins = file.readline(1000).removeprefix(b"\xef\xbb\xbf").strip()
+    except OSError:
+        return False
+    ours = ",".join(_COLUMNS).encode().startswith(begins)
+    return ours or any(folder.glob(f"*/{RESULT}"))
+
+
+def _as_it_is(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the summary as the folder of its pair is now."""
+    if row["state"] == "failed":
+        return row
+    result = _finished(folder / row["name"])
+    pair = {name: row[name] for name in ("name", "fixed", "moving")}
+    if result is not None and all(result[side] == row[side] for side in ("fixed", "moving")):
+        with contextlib.suppress(TypeError):  # no number, in a damaged one
+            return pair | {name: one for name, one in _told(result).items() if one is not None}
+    if row["state"] == "waiting":
+        return row
+    gone = f"it was {row['state']}, and its folder holds no finished result of these images"
+    return pair | {"state": "waiting", "reason": gone}
 
 
 def summarised(output: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
@@ -251,8 +318,9 @@ def summarised(output: Path, rows: list[dict[str, Any]]) -> tuple[dict[str, Any]
         if chosen or state != "waiting"  # as after Ctrl-C
     ]
     lines = [f"{', '.join(counted_up)}, of {len(rows)} pairs: {output / SUMMARY}"]
-    for state in ("failed", "not trusted"):
-        lines += [f"  {state}: {row['name']}: {row.get('reason', '')}" for row in named[state]]
+    for state in ("failed", "not trusted", "waiting"):
+        chosen = [row for row in named[state] if state != "waiting" or row.get("reason")]
+        lines += [f"  {state}: {row['name']}: {row.get('reason', '')}" for row in chosen]
     again = [row["name"] for row in rows if row.get("again")]
     lines += [f"  done again: {name}: its {RESULT} was damaged" for name in again]
     counts = {state.replace(" ", "_"): len(chosen) for state, chosen in named.items()}

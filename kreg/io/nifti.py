@@ -1,12 +1,15 @@
 """NIfTI: the one format whose world has x and y the other way round."""
 
+import contextlib
 import gzip
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kreg.io.errors import check_size, refusal
+from kreg.io.errors import check_size, reason, refusal
 from kreg.io.image import Grid, Image, closest_axes
 
 #: Right, anterior, superior to left, posterior, superior, and back.
@@ -15,6 +18,8 @@ _TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNITS = {"meter": 1e3, "micron": 1e-3}
 #: Vectors; ITK and ANTs read them unchanged.
 _VECTORS = 1007
+#: Bytes that are read at once where nothing but the checksum is asked for.
+_PIECE = 2**20
 
 
 def read(path: Path) -> Image:
@@ -29,13 +34,35 @@ def read(path: Path) -> Image:
     image: Any = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image):
         raise refusal(path, "a NIfTI image", type(image).__name__, "convert it")
+    if path.suffix.lower() != ".gz":
+        return _read(path, image, packed=False)
+    with _verified(path) as file:
+        return _read(path, type(image).from_stream(file), packed=True)
+
+
+@contextlib.contextmanager
+def _verified(path: Path) -> Iterator[gzip.GzipFile]:
+    """Yield what a gzip file holds; at the end, its checksum and its length must fit.
+
+    nibabel stops at the last voxel, before gzip compares them: damaged voxels would pass.
+    """
+    try:
+        with gzip.open(path) as file:
+            yield file
+            while file.read(_PIECE):
+                pass
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        expected = "a gzip file that is whole, by its own checksum,"
+        raise refusal(path, expected, f"{reason(error)}: it is damaged", "copy it again") from error
+
+
+def _read(path: Path, image: Any, packed: bool) -> Image:
     proxy: Any = image.dataobj
     dtype = image.get_data_dtype()
     if dtype.kind == "c":
         raise refusal(path, "real numbers", f"dtype {dtype}", "save the magnitude")
     shape = tuple(int(size) for size in image.shape)
     promised = int(np.prod([float(size) for size in shape])) * dtype.itemsize
-    packed = path.suffix.lower() == ".gz"
     offset = 0 if packed else int(proxy.offset)
     check_size(path, promised, path.stat().st_size - offset, packed)
     more = [size for size in shape[3:] if size > 1]

@@ -181,21 +181,28 @@ def _needed(runner_up: float | None) -> float:
     """
     if runner_up is None:
         return _DEVIATIONS
-    return _CLEAR_DEVIATIONS / max(1 - runner_up, 1e-3)
+    return _CLEAR_DEVIATIONS / max(1 - max(runner_up, 0.0), 1e-3)
 
 
 def _too_close(margin: float, runner_up: float | None) -> str:
     """Return in words that a similarity is not far enough above chance."""
-    needed = _needed(runner_up)
+    needed, stands = _apart(_needed(runner_up), margin)
     if runner_up is not None and margin > _CLEAR_DEVIATIONS:
         return (
-            f"another place fits {runner_up:.0%} as well: this one should stand {needed:.0f} "
-            f"standard deviations above wrong places, and stands {margin:.0f}"
+            f"another place has {runner_up:.0%} of the similarity: this one should stand {needed} "
+            f"standard deviations above wrong places, and stands {stands}"
         )
     return (
-        f"the similarity is not above chance: it should stand {needed:.0f} standard deviations "
-        f"above wrong places, and stands {margin:.1f}"
+        f"the similarity is not above chance: it should stand {needed} standard deviations "
+        f"above wrong places, and stands {stands}"
     )
+
+
+def _apart(needed: float, reached: float) -> tuple[str, str]:
+    """Return two numbers, the second the smaller one, in words that differ."""
+    digits = 1 if needed < 20 else 0
+    up, down = (10**digits * value for value in (needed, reached))
+    return f"{np.ceil(up) / 10**digits:.{digits}f}", f"{np.floor(down) / 10**digits:.{digits}f}"
 
 
 def _scores(pairs: Pairs, matrices, level: int, samples: int, seed: int):

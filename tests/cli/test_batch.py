@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kreg.cli import batch, register
-from kreg.io import load_transform
+from kreg.io import FileError, load_transform
 from tests.cli.conftest import FEW
 
 
@@ -128,6 +128,53 @@ def test_interrupted_it_goes_on_later(kreg, folder, quick, monkeypatch):
     assert kreg(*command)[0] in (0, 3)
     assert done == [str(folder / "fixed.png")]
     assert summary(folder)["pair0002"]["state"] != "waiting"
+
+
+def test_the_summary_is_written_as_pairs_are_finished(kreg, folder, quick, monkeypatch):
+    """A process that is killed writes none at the end."""
+    command = listed(folder, "a,../fixed.png,../moving.png", "b,../moving.png,../fixed.png")
+    found = []
+
+    def align(pair, how, unfinished, **options):
+        if pair.moving.endswith("fixed.png"):
+            found.append(summary(folder))
+            found.append(batch.summarised(folder, batch.read_summary(folder / "all"))[0])
+        return register.align(pair, how, unfinished, **options)
+
+    monkeypatch.setattr(batch, "align", align)
+    assert kreg(*command)[0] in (0, 3)
+    assert [row["state"] == "waiting" for row in found[0].values()] == [False, True]
+    assert (found[1]["failed"], found[1]["waiting"]) == (0, 1)
+
+
+def test_the_summary_takes_little_of_the_time(kreg, folder, monkeypatch):
+    command = listed(folder, *[f"p{i},a.png,b.png" for i in range(2000)])
+    written = []
+
+    def write_rows(*arguments, **options):
+        written.append(arguments)
+        return write(*arguments, **options)
+
+    write = batch.write_rows
+    monkeypatch.setattr(batch, "write_rows", write_rows)
+    monkeypatch.setattr(batch, "_one", lambda *_, **__: {"state": "failed", "reason": "none"})
+    assert kreg(*command)[0] == 1
+    assert 2 <= len(written) < 200
+    assert {row["state"] for row in summary(folder).values()} == {"failed"}
+
+
+def test_a_summary_that_cannot_be_written_meanwhile_stops_nothing(kreg, folder, quick, monkeypatch):
+    command = listed(folder, "a,../fixed.png,../moving.png", "b,../moving.png,../fixed.png")
+
+    def full(path, rows, overwrite):
+        if any(row[3] == "waiting" for row in rows):
+            raise FileError("no space")
+        write(path, rows, overwrite)
+
+    write = batch.write_rows
+    monkeypatch.setattr(batch, "write_rows", full)
+    assert kreg(*command)[0] in (0, 3)
+    assert set(summary(folder)) == {"a", "b"}
 
 
 def test_results_of_other_files_are_not_taken_for_those_of_a_pair(kreg, folder, quick):

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -74,10 +76,25 @@ d,f.png,d.png,waiting,,,
 """
 
 
-def test_a_batch_is_told_pair_by_pair(kreg, folder):
-    (folder / "all").mkdir()
-    summary = folder / "all" / "summary.csv"
-    summary.write_text(SUMMARY, encoding="utf-8")
+@pytest.fixture
+def results(folder):
+    """The folder of a batch, with a summary and the results that it lists."""
+    path = folder / "all"
+    path.mkdir()
+    (path / "summary.csv").write_text(SUMMARY, encoding="utf-8")
+    common = {"files": ["result.json"], "settings": {}, "fixed": "f.png"}
+    for name, trusted, similarity, seconds, reason in (
+        ("a", True, 0.5, 2.5, "fits"),
+        ("c", False, 0.1, 3.0, "it still moved"),
+    ):
+        told = {"moving": f"{name}.png", "trusted": trusted, "similarity_after": similarity}
+        told |= {"seconds": seconds, "reason": reason}
+        (path / name).mkdir()
+        (path / name / "result.json").write_text(json.dumps(common | told), encoding="utf-8")
+    return path
+
+
+def test_a_batch_is_told_pair_by_pair(kreg, results):
     code, printed, said = kreg("info", "all")
     assert (code, said) == (0, "")
     first, *others = printed.splitlines()
@@ -90,17 +107,62 @@ def test_a_batch_is_told_pair_by_pair(kreg, folder):
     assert "seconds" not in found["pairs"][1]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["name,weight\na,70\n", SUMMARY.replace("0.5", "half"), SUMMARY.replace("a,f", ",f")],
-    ids=["of another program", "no number", "no name"],
-)
-def test_a_summary_that_is_none_of_a_batch_is_not_taken_for_one(kreg, folder, text):
+@pytest.mark.parametrize("damage", ["deleted", "damaged", "of other images", "no number"])
+def test_what_a_batch_has_lost_is_not_done(kreg, results, damage):
+    path = results / "a" / "result.json"
+    text = path.read_text(encoding="utf-8")
+    if damage == "deleted":
+        shutil.rmtree(results / "a")
+    elif damage == "damaged":
+        path.write_text(text[:40], encoding="utf-8")
+    elif damage == "of other images":
+        path.write_text(text.replace("a.png", "e.png"), encoding="utf-8")
+    else:
+        path.write_text(text.replace("0.5", '"half"'), encoding="utf-8")
+    code, printed, _ = kreg("info", "all")
+    assert (code, printed.split(",")[0]) == (0, "0 done")
+    assert "2 waiting" in printed
+    assert "waiting: a: it was done, and its folder holds no finished result" in printed
+
+
+def test_what_a_killed_batch_has_finished_is_done(kreg, results):
+    text = SUMMARY.replace("not trusted,0.1,3.0,it still moved", "waiting,,,")
+    (results / "summary.csv").write_text(text, encoding="utf-8")
+    found = json.loads(kreg("info", "all", "--json")[1])
+    assert (found["done"], found["not_trusted"], found["waiting"]) == (1, 1, 1)
+    assert found["pairs"][2]["reason"] == "it still moved"
+
+
+def test_a_summary_of_another_program_is_not_taken_for_one(kreg, folder):
     (folder / "scan").mkdir()
-    (folder / "scan" / "summary.csv").write_text(text, encoding="utf-8")
+    (folder / "scan" / "summary.csv").write_text("name,weight\na,70\n", encoding="utf-8")
     code, _, said = kreg("info", "scan")
     assert (code, said.count("\n")) == (1, 1)
     assert "DICOM" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SUMMARY.replace("0.5", "half"), "a number as similarity.*'half' in row 1"),
+        (SUMMARY.replace("a,f", ",f"), "a name.*row 1"),
+        (SUMMARY.replace("failed", "finished"), "a state, done.*'finished' in row 2"),
+        (SUMMARY.replace("failed", ""), "a state, done.*'' in row 2"),
+        (SUMMARY[:140], "values in row"),
+        (SUMMARY[:20], "lines"),
+        (SUMMARY[:55], "2 values in row 1"),
+        ("", "0 lines"),
+        ("\0" * 300, "the summary of a batch|the columns"),
+        (SUMMARY.replace(",", ";"), "semicolons"),
+    ],
+)
+def test_a_damaged_summary_is_refused_by_its_name(kreg, results, text, words):
+    (results / "summary.csv").write_text(text, encoding="utf-8")
+    code, printed, said = kreg("info", "all")
+    assert (code, printed, said.count("\n")) == (1, "", 1)
+    assert os.path.join("all", "summary.csv") in said
+    assert re.search(words, said)
+    assert "run the same `kreg batch` again" in said
 
 
 def test_slices_tell_where_they_lie_in_their_scan(kreg, folder):

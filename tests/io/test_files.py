@@ -638,6 +638,32 @@ def test_truncated_files(tmp_path, suffix, share):
     one_line(path)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_packed_nifti_is_read_to_its_checksum(tmp_path, scaled):
+    """One bit in a stored block decodes as well as any other: only the checksum tells."""
+    values = np.arange(20 * 30 * 50, dtype="int16").reshape(20, 30, 50)
+    stored = nibabel.Nifti1Image(values, RAS)
+    if scaled:
+        stored.header.set_slope_inter(2, 1)
+    whole = gzip.compress(stored.to_bytes(), 0)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(whole)
+    assert read(path).array.max() == (59999 if scaled else 29999)
+    for damaged in {
+        "a voxel": whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:],
+        "the header": whole[:200] + bytes([whole[200] ^ 1]) + whole[201:],
+        "no checksum": whole[:-8],
+        "no length": whole[:-3],
+        "another length": whole[:-1] + b"\1",
+        "more": whole + b"more",
+    }.values():
+        path.write_bytes(damaged)
+        one_line(path, "it is damaged", "copy it again")
+    # What follows the last voxel, also as a further member, and zeros up to a block are no damage.
+    path.write_bytes(whole + gzip.compress(b"more") + bytes(512))
+    np.testing.assert_array_equal(read(path).array, 2.0 * values + 1 if scaled else values)
+
+
 @pytest.mark.parametrize("suffix", sorted(FORMATS))
 def test_text_is_no_image(tmp_path, suffix):
     if suffix in (".nrrd", ".mha", ".nhdr", ".mhd", ".dcm"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kreg.pairwise.start import Start
-from kreg.pairwise.verdict import Ending, _displaced, _stretch, _too_close, judge
+from kreg.pairwise.verdict import Ending, _displaced, _needed, _stretch, _too_close, judge
 from tests.pairwise.scenes import photograph, rendered, transformed, turned
 from tests.pairwise.test_start import CORNERS, SIZE, normalised, pairs_of
 
@@ -39,7 +39,7 @@ def edge(shape):
 @pytest.mark.parametrize(
     ("matrix", "options", "reason"),
     [
-        (turned(40, shift=(-9, 7)), {}, "not above chance: .* stand 10 "),
+        (turned(40, shift=(-9, 7)), {}, "not above chance: .* stand 10.0 "),
         (np.eye(3), {"images": (edge(SIZE), rendered(photograph(), SIZE))}, "fixed.*no texture"),
         (np.eye(3), {"images": (rendered(photograph(), SIZE), edge(SIZE))}, "moving.*no texture"),
         (turned(0, shift=(52, 0)), {}, "hardly meet: only"),
@@ -63,11 +63,23 @@ def test_everything_else_is_not_for_a_reason(matrix, options, reason):
 
 def test_a_reason_says_when_it_is_the_second_best_place_that_asks_for_more():
     assert _too_close(20, 0.87) == (
-        "another place fits 87% as well: this one should stand 46 standard deviations above wrong "
-        "places, and stands 20"
+        "another place has 87% of the similarity: this one should stand 47 standard deviations "
+        "above wrong places, and stands 20"
     )
-    assert re.search("not above chance: .* stand 12 .* stands 4.0", _too_close(4, 0.5))
-    assert re.search("not above chance: .* stand 10 .* stands 8.0", _too_close(8, None))
+    assert re.search("not above chance: .* stand 12.0 .* stands 4.0", _too_close(4, 0.5))
+    assert re.search("not above chance: .* stand 10.0 .* stands 8.0", _too_close(8, None))
+
+
+@pytest.mark.parametrize(("margin", "runner_up"), [(7.40, 0.19), (46.1, 0.87), (9.99, None)])
+def test_a_reason_never_says_that_it_reached_what_it_did_not(margin, runner_up):
+    assert margin < _needed(runner_up)
+    needed, stands = re.findall(r"stands? ([\d.]+)", _too_close(margin, runner_up))
+    assert float(stands) <= margin < _needed(runner_up) <= float(needed)
+    assert stands != needed
+
+
+def test_a_second_best_place_below_chance_asks_for_no_less():
+    assert _needed(-0.3) == _needed(0.0) == 6
 
 
 def test_an_interrupt_is_never_trusted():
