@@ -192,9 +192,11 @@ def _too_close(margin: float, runner_up: float | None) -> str:
             f"another place has {runner_up:.0%} of the similarity: this one should stand {needed} "
             f"standard deviations above wrong places, and stands {stands}"
         )
+    if runner_up is not None:  # what another place asks for beyond that is beside the point
+        needed, stands = _apart(_CLEAR_DEVIATIONS, margin)
     return (
-        f"the similarity is not above chance: it should stand {needed} standard deviations "
-        f"above wrong places, and stands {stands}"
+        f"the similarity is not above chance: it should stand at least {needed} standard "
+        f"deviations above wrong places, and stands {stands}"
     )
 
 

@@ -66,14 +66,14 @@ def test_a_reason_says_when_it_is_the_second_best_place_that_asks_for_more():
         "another place has 87% of the similarity: this one should stand 47 standard deviations "
         "above wrong places, and stands 20"
     )
-    assert re.search("not above chance: .* stand 12.0 .* stands 4.0", _too_close(4, 0.5))
-    assert re.search("not above chance: .* stand 10.0 .* stands 8.0", _too_close(8, None))
+    assert re.search("stand at least 6.0 .* stands 4.0", _too_close(4, 0.999))
+    assert re.search("not above chance: .* at least 10.0 .* stands 8.0", _too_close(8, None))
 
 
 @pytest.mark.parametrize(("margin", "runner_up"), [(7.40, 0.19), (46.1, 0.87), (9.99, None)])
 def test_a_reason_never_says_that_it_reached_what_it_did_not(margin, runner_up):
     assert margin < _needed(runner_up)
-    needed, stands = re.findall(r"stands? ([\d.]+)", _too_close(margin, runner_up))
+    needed, stands = re.findall(r"stands? (?:at least )?([\d.]+)", _too_close(margin, runner_up))
     assert float(stands) <= margin < _needed(runner_up) <= float(needed)
     assert stands != needed
 
