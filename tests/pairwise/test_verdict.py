@@ -39,7 +39,7 @@ def edge(shape):
 @pytest.mark.parametrize(
     ("matrix", "options", "reason"),
     [
-        (turned(40, shift=(-9, 7)), {}, "not above chance: .* stand 10.0 "),
+        (turned(40, shift=(-9, 7)), {}, "not above chance: .* at least 10.0 "),
         (np.eye(3), {"images": (edge(SIZE), rendered(photograph(), SIZE))}, "fixed.*no texture"),
         (np.eye(3), {"images": (rendered(photograph(), SIZE), edge(SIZE))}, "moving.*no texture"),
         (turned(0, shift=(52, 0)), {}, "hardly meet: only"),
