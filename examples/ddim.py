@@ -133,9 +133,9 @@ def optimizer(steps, rate=3e-3):
     return keras.optimizers.Adam(schedule, clipnorm=1.0)
 
 
-def fit(model, pairs, steps, verbose):
-    """Fit for that many steps, in epochs of 50; return the history."""
-    epochs = max(1, steps // 50)
+def fit(model, pairs, steps, verbose, every=50):
+    """Fit for that many steps, in epochs of `every`; return the history."""
+    epochs = max(1, steps // every)
     pairs.steps = steps // epochs
     return model.fit(pairs, epochs=epochs, verbose=verbose).history
 
@@ -168,7 +168,7 @@ def train(images, recipe, *, seed=0, verbose="auto", done=lambda phase: None):
     done("stages")
     stages.trainable = False  # what comes next trains the dense step alone
     model.compile(optimizer(steps[1], 0.03), loss={"displacement": EndpointError()})
-    second = fit(model, pairs, steps[1], verbose)
+    second = fit(model, pairs, steps[1], verbose, every=10)
     done("dense")
     stages.trainable = True
     # The optimizer, which knows the dense step alone, stays behind.
@@ -236,15 +236,19 @@ def table(found, bound):
 def stages_figure(pairs, result, found):
     """Return a figure, a pair a row: both images, then one laid over the other after each step.
 
-    The fixed image is drawn in green, the warped one in magenta: where they agree it is grey.
+    The fixed image is drawn in green, the warped one in magenta: where they agree it is grey, and
+    so it is where the moving image does not reach.
     """
     count = len(pairs["fixed"])
     shape = pairs["fixed"].shape[1:-1]
-    steps = {"before": pairs["moving"]}
+    fields = {"before": np.zeros_like(result["displacement"])}
     for i in range(result["stage_matrices"].shape[1]):
-        field = linear_displacement(result["stage_matrices"][:, i], shape)
-        steps[f"stage {i + 1}"] = np.array(kreg.ops.warp(pairs["moving"], field))
-    steps["dense"] = result["warped"]
+        fields[f"stage {i + 1}"] = linear_displacement(result["stage_matrices"][:, i], shape)
+    fields["dense"] = result["displacement"]
+    # The second channel of ones says where the moving image reaches.
+    grey = pairs["moving"][..., :1]
+    reached = np.concatenate([grey, np.ones_like(grey)], axis=-1)
+    steps = {name: np.array(kreg.ops.warp(reached, field)) for name, field in fields.items()}
     figure = Figure(figsize=(1.7 * (len(steps) + 2), 1.95 * count), layout="constrained")
     panels = figure.subplots(count, len(steps) + 2, squeeze=False)
     for row, axes in enumerate(panels):
@@ -252,12 +256,19 @@ def stages_figure(pairs, result, found):
             ax.imshow(pairs[name][row, ..., 0], cmap="gray", vmin=0, vmax=1)
             ax.set_title(name if row == 0 else "", fontsize=9)
         for ax, (name, warped) in zip(axes[2:], steps.items(), strict=True):
-            fixed, other = pairs["fixed"][row, ..., 0], warped[row, ..., 0]
+            other, inside = np.moveaxis(warped[row], -1, 0)
+            fixed = pairs["fixed"][row, ..., 0]
+            other = np.where(inside > 0.99, other, fixed)
             ax.imshow(np.clip(np.stack([other, fixed, other], axis=-1), 0, 1))
             title = f"{found[name][row]:.1f} %"
             ax.set_title(f"{name}\n{title}" if row == 0 else title, fontsize=9)
     for ax in panels.flat:
         ax.set(xticks=[], yticks=[])
+    figure.suptitle(
+        "green: fixed image; magenta: warped; grey: they agree, or the moving image does not "
+        "reach. %: mean distance of pixels from their places, of the width",
+        fontsize=9,
+    )
     return figure
 
 

@@ -41,7 +41,9 @@ class Stack:
             where, expected = self.paths[index], f"of '{self.paths[0]}'"
             if image.array.shape != self.shape[1:]:
                 expected = f"the size {self.shape[1:]} {expected}"
-                raise refusal(where, expected, f"{image.array.shape}", "pad or resample it")
+                raise refusal(
+                    where, expected, f"{image.array.shape}", "pad, resample or convert it"
+                )
             if _orientation(image) != self.axes:
                 expected = f"the axes {self.axes or 'in pixels'} {expected}"
                 received = _orientation(image) or "pixels"

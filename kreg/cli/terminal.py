@@ -88,8 +88,9 @@ def _absent(*names: str) -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-def counted(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
-    """Yield the items; at a terminal, tell which of how many it is."""
+def counted(items: Iterable[Any], total: int, kind: str) -> Iterator[Any]:
+    """Yield the items; tell which of how many it is, and the name where it is a name and more."""
     for number, item in enumerate(items, 1):
-        say(f"{name} {number} of {total}")
+        name = f": {item[0]}" if isinstance(item, tuple) else ""
+        say(f"{kind} {number} of {total}{name}")
         yield item

@@ -82,8 +82,9 @@ class PairDataset(keras.utils.PyDataset):
         self.moving, self.fixed = moving, fixed
         if self.moving.shape[1:] != self.fixed.shape[1:]:
             raise ValueError(
-                "Expected moving and fixed images of equal size; pad or resample one to the other "
-                f"first. Received: {self.moving.shape[1:]} and {self.fixed.shape[1:]}."
+                "Expected moving and fixed images of equal size and channels; pad, resample or "
+                f"convert one to the other first. Received: {self.moving.shape[1:]} and "
+                f"{self.fixed.shape[1:]}."
             )
         if batch_size < 1:
             raise ValueError(f"Expected `batch_size` >= 1. Received: {batch_size}.")

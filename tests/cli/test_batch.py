@@ -75,7 +75,7 @@ def test_failures_stop_nothing_and_finished_work_stays(kreg, folder, quick, monk
     code, printed, said = kreg(*command)
     assert code in (0, 3)
     assert said.splitlines() == [
-        "pair 1 of 3", "pair 2 of 3", "looking for the transform ...", "pair 3 of 3",
+        "pair 1 of 3: a", "pair 2 of 3: b", "looking for the transform ...", "pair 3 of 3: ç d",
     ]  # fmt: skip
     assert kreg("info", "all")[1] == printed
     assert done == [str(folder / "none.png")]

@@ -130,9 +130,9 @@ def test_slider_moves_by_keyboard_and_by_pointer(opened):
     assert np.abs(fixed - moving).mean() > 10
     # The line follows the pointer.
     box = page.locator(".stage").bounding_box()
-    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 20)
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.7 * box["height"])
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 20)
+    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"])
     page.mouse.up()
     assert page.input_value("#swipe") == "70"
     np.testing.assert_allclose(shown_left_of_middle(page), fixed, atol=1)
