@@ -311,7 +311,10 @@ def main(arguments):
         )
         start = time.perf_counter()
         verbose = 1 if sys.stdout.isatty() else 2
-        model, history = train(training, recipe, seed=FLAGS.seed, verbose=verbose)
+        model, history = train(
+            training, recipe, seed=FLAGS.seed, verbose=verbose,
+            done=lambda phase: print(f"Trained: {phase}"),
+        )  # fmt: skip
         seconds = time.perf_counter() - start
 
         pairs = held_out(test, count, recipe)
