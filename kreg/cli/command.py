@@ -112,8 +112,7 @@ def _main(arguments: list[str]) -> int:
     try:
         positional = values(["kreg", *arguments[1:]])[1:]
     except flags.Error as error:
-        told = one_line(error).partition("Error: ")  # not what absl calls it
-        return _refused(f"kreg {first}: {told[2] or told[0]}", USAGE)
+        return _refused(f"kreg {first}: {one_line(error)}", USAGE)
     return _run(first, command, positional, values)
 
 

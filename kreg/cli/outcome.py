@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from absl import flags
+
 #: Exit codes. 130 is the shell's own for Ctrl-C, 143 for a process that was told to end.
 DONE, BAD_INPUT, USAGE, NOT_TRUSTED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -62,6 +64,6 @@ def _plain(value: Any) -> Any:
 def one_line(error: BaseException) -> str:
     """Return an exception's message as one line, with its name where that is no user's mistake."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, (ValueError, OSError, UsageError)):
+    if isinstance(error, (ValueError, OSError, UsageError, flags.Error)):
         return text
     return f"{type(error).__name__}: {text}" if str(error) else text

@@ -64,7 +64,7 @@ def read_table(path: Path, columns: str) -> Table:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        _number(text)
     except ValueError:
         return False
     return True

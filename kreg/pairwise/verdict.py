@@ -186,14 +186,15 @@ def _needed(runner_up: float | None) -> float:
 
 def _too_close(margin: float, runner_up: float | None) -> str:
     """Return in words that a similarity is not far enough above chance."""
-    needed, stands = _apart(_needed(runner_up), margin)
     if runner_up is not None and margin > _CLEAR_DEVIATIONS:
+        needed, stands = _apart(_needed(runner_up), margin)
         return (
             f"another place has {runner_up:.0%} of the similarity: this one should stand {needed} "
             f"standard deviations above wrong places, and stands {stands}"
         )
-    if runner_up is not None:  # what another place asks for beyond that is beside the point
-        needed, stands = _apart(_CLEAR_DEVIATIONS, margin)
+    # What another place asks for beyond that is beside the point.
+    least = _DEVIATIONS if runner_up is None else _CLEAR_DEVIATIONS
+    needed, stands = _apart(least, margin)
     return (
         f"the similarity is not above chance: it should stand at least {needed} standard "
         f"deviations above wrong places, and stands {stands}"
