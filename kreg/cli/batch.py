@@ -33,7 +33,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def run(arguments: list[str], values: flags.FlagValues) -> Outcome:
     else:
         results = _elsewhere(values.scheduler, pairs, how, output, values.overwrite)
     try:
-        with logged(not values.json):
+        # Closed where Ctrl-C ends it: else a cluster goes on until the results are forgotten.
+        with contextlib.closing(results), logged(not values.json):
             again = 0.0
             for name, told in results:
                 rows[name] |= told
@@ -157,7 +158,7 @@ def _make(output: Path) -> None:
 
 def _here(
     pairs: dict[str, PairFiles], how: Method, output: Path, overwrite: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Generator[tuple[str, dict[str, Any]]]:
     """Yield names, and what the summary says of them, one after the other."""
     for name, pair in counted(pairs.items(), len(pairs), "pair"):
         yield name, _one(pair, how, output / name, overwrite, compiled=len(pairs) > _FEW)
@@ -165,7 +166,7 @@ def _here(
 
 def _elsewhere(
     scheduler: str, pairs: dict[str, PairFiles], how: Method, output: Path, overwrite: bool
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Generator[tuple[str, dict[str, Any]]]:
     """Yield the same as the workers of a cluster finish it, and first what has been done before."""
     output = output.absolute()
     mark = f"{secrets.token_hex(6)}-"
@@ -178,14 +179,14 @@ def _elsewhere(
     if not waiting:
         return
     say(f"{len(waiting)} of {len(pairs)} pairs to do")
-    finished = cluster.each(scheduler, _one, waiting)
-    for name, told in counted(finished, len(waiting), "pair"):
-        if isinstance(told, Exception):
-            told = {"state": "failed", "reason": one_line(told)}
-        if told["state"] == "failed" and not overwrite and _finished(output / name) is not None:
-            # By a worker that had been taken for lost, while another one tried it again.
-            told = _one(pairs[name], how, output / name, overwrite)
-        yield name, told
+    with contextlib.closing(cluster.each(scheduler, _one, waiting)) as finished:
+        for name, told in counted(finished, len(waiting), "pair"):
+            if isinstance(told, Exception):
+                told = {"state": "failed", "reason": one_line(told)}
+            if told["state"] == "failed" and not overwrite and _finished(output / name) is not None:
+                # By a worker that had been taken for lost, while another one tried it again.
+                told = _one(pairs[name], how, output / name, overwrite)
+            yield name, told
     clear_unfinished(output, mark)  # of lost workers; not after Ctrl-C, when some still write
 
 

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import pickle
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from kreg.cli.terminal import say
@@ -20,12 +20,12 @@ class ClusterError(OSError):
 
 def each(
     address: str, function: Callable[..., Any], tasks: Mapping[str, tuple]
-) -> Iterator[tuple[str, Any]]:
+) -> Generator[tuple[str, Any]]:
     """Yield the name of each task and ``function(*task)``, in the order in which they are done.
 
     A task whose worker is lost goes to another one. Where a task cannot be done at all, an
-    exception takes the place of its result. Who stops before the end, as by Ctrl-C, cancels what
-    is queued; what workers are busy with they finish.
+    exception takes the place of its result. Who closes it before the end, as after Ctrl-C, cancels
+    what is queued; what workers are busy with they finish.
 
     Args:
         address: of the scheduler, such as "tcp://host:8786".

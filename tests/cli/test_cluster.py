@@ -15,8 +15,8 @@ from pathlib import Path
 import keras
 import pytest
 
+from kreg.cli import batch, main
 from kreg.cli import cluster as cluster_module
-from kreg.cli import main
 from kreg.cli.cluster import ClusterError, each
 from kreg.io import write
 from kreg.version import __version__
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[2]
-PAIRS = 8
+PAIRS = 12
 
 
 class Cluster:
@@ -64,6 +64,15 @@ class Cluster:
     def wait_for_workers(self, count):
         with distributed.Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(count, timeout=60)
+
+    def wait_until_idle(self):
+        """Wait until nothing is left to do, be it cancelled."""
+
+        def at_work(dask_worker):
+            return dask_worker.state.executing_count + len(dask_worker.state.ready)
+
+        with distributed.Client(self.address, set_as_default=False) as client:
+            wait_for(lambda: not sum(client.run(at_work).values()))
 
     def close(self):
         for process in reversed(self.processes):
@@ -114,7 +123,7 @@ def folder(tmp_path):
     path.mkdir()
     write(path / "fixed.png", scene())
     write(path / "moving.png", scene((1.5, -2.0)))
-    rows = [f"p{number},fixed.png,moving.png" for number in range(PAIRS)]
+    rows = [f"p{number:02},fixed.png,moving.png" for number in range(PAIRS)]
     (path / "pairs.csv").write_text("\n".join(["name,fixed,moving", *rows]) + "\n")
     return path
 
@@ -138,10 +147,12 @@ def summary(folder):
         return [(row["name"], row["state"]) for row in csv.DictReader(file)]
 
 
-def test_a_lost_worker_and_ctrl_c_lose_nothing_and_double_nothing(cluster, folder, capsys):
-    names = [f"p{number}" for number in range(PAIRS)]
+def test_a_lost_worker_and_ctrl_c_lose_nothing_and_double_nothing(
+    cluster, folder, capsys, monkeypatch
+):
+    names = [f"p{number:02}" for number in range(PAIRS)]
     victim = cluster.worker("victim")
-    cluster.worker("survivor")
+    survivor = cluster.worker("survivor")
     cluster.wait_for_workers(2)
 
     def both_are_within_a_pair():
@@ -158,23 +169,40 @@ def test_a_lost_worker_and_ctrl_c_lose_nothing_and_double_nothing(cluster, folde
         assert sorted(os.listdir(folder / "all" / name)) == sorted(result["files"])
     assert f"of {PAIRS} pairs" in capsys.readouterr().out
 
-    # Once more, with six of them missing: Ctrl-C leaves what is queued undone.
-    kept = (folder / "all" / "p0" / "result.json").stat().st_mtime_ns
-    for name in names[2:]:
-        shutil.rmtree(folder / "all" / name)
-    with once(lambda: len(finished(folder)) > 2, lambda: os.kill(os.getpid(), signal.SIGINT)):
-        assert main(command(folder, cluster.address)) == 130
-    assert "goes on" in capsys.readouterr().err
-    wait_for(lambda: not unfinished(folder))
-    before = finished(folder)
-    time.sleep(0.5)
-    assert finished(folder) == before
-    assert 3 <= len(before) < PAIRS
-    assert {name for name, state in summary(folder) if state == "waiting"} >= {*names} - {*before}
+    def interrupt():
+        """Ctrl-C; the worker is held, so that nothing depends on which of them is faster."""
+        survivor.send_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupt_within(path, rows, overwrite):
+        """The same between two results; the other one comes while it waits for the next."""
+        if sum(row[3] in ("done", "not trusted") for row in rows) > 2:
+            monkeypatch.undo()
+            interrupt()
+
+    # Twice more, with all but two of them missing: Ctrl-C leaves what is queued undone.
+    kept = (folder / "all" / "p00" / "result.json").stat().st_mtime_ns
+    for within in (False, True):
+        for name in names[2:]:
+            shutil.rmtree(folder / "all" / name, ignore_errors=True)
+        with contextlib.ExitStack() as stack:
+            if within:
+                monkeypatch.setattr(batch, "_SHARE", 0)
+                monkeypatch.setattr(batch, "write_rows", interrupt_within)
+            else:
+                stack.enter_context(once(lambda: len(finished(folder)) > 2, interrupt))
+            assert main(command(folder, cluster.address)) == 130
+        survivor.send_signal(signal.SIGCONT)
+        assert "goes on" in capsys.readouterr().err
+        cluster.wait_until_idle()
+        before = finished(folder)
+        assert 3 <= len(before) < PAIRS
+        waiting = {name for name, state in summary(folder) if state == "waiting"}
+        assert waiting >= {*names} - {*before}
 
     assert main(command(folder, cluster.address)) == code
     assert finished(folder) == names
-    assert (folder / "all" / "p0" / "result.json").stat().st_mtime_ns == kept
+    assert (folder / "all" / "p00" / "result.json").stat().st_mtime_ns == kept
 
 
 def stub(folder, version):
