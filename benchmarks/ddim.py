@@ -12,11 +12,11 @@ fixed image's pixels that are not empty background.
 
 - *digits*: MNIST in 32 x 32, 1000 of the test images; *brains*: 20 held-out slices of OASIS in
   128 x 128, 400 pairs; *inverted*: the same with the moving image's contrast inverted.
-- *ddim* is the recipe of examples/ddim.py. *affine_net*, one stage of about as many weights, is
-  trained on the same pairs by the same loss for as many CPU seconds as the stages, at a learning
-  rate of its own; for brains it sees edges too. *ECC* (affine, 200 steps, from the identity) and
-  *SIFT* (images enlarged to 256 pixels, ratio test, RANSAC) are OpenCV's, on as many of the pairs
-  as stands below; where they give up, the identity counts.
+- *ddim* is the recipe of examples/ddim.py. *affine_net*, one stage of about as many weights (of
+  three times as many for digits), is trained on the same pairs by the same loss for as many CPU
+  seconds as the stages, at a learning rate of its own; for brains it sees edges too. *ECC* (affine,
+  200 steps, from the identity) and *SIFT* (images enlarged to 256 pixels, ratio test, RANSAC) are
+  OpenCV's, on as many of the pairs as stands below; where they give up, the identity counts.
 - *different brains*: pairs of two held-out brains, one under a matrix as above and no field.
   ddim's stages are those trained above, which see edges, and go on for 500 steps by NCC, held a
   little by the known matrix; its dense step is `two_pass`, sees grey values, and is trained by NCC
@@ -26,8 +26,8 @@ fixed image's pixels that are not empty background.
   Both are scored on the original moving image, interpolated once, by the matrix and the
   displacement composed.
 
-CPU ms a pair are those of the matrix, or the displacement, alone, in batches of 100; ECC and SIFT
-register one by one.
+CPU ms a pair are those of the matrix, or the displacement, alone, in batches of 500 digits or
+400 brains; ECC and SIFT register one by one.
 
 CPU seconds of training are user + system of the process, one thread, with the drawing of pairs
 and compiling. Of same brains and digits, those of ddim's dense step hold the stages'; of different
@@ -62,6 +62,7 @@ from kreg.models.ddim import GradientMagnitudes, GreyValues, NetworkStep
 
 PAIRS = {"digits": 1000, "brains": 400}
 BOUND = {"digits": 5, "brains": 3}
+BATCH = 500  # what a milliseconds' batch holds at most
 JOBS = [
     "digits/ddim",
     "digits/affine_net",
@@ -101,9 +102,9 @@ def predict(model, images):
 
 
 def milliseconds(model, images, output):
-    """Return the CPU milliseconds that one output of a pair takes, in batches of 100: a median."""
+    """Return the CPU milliseconds that one output of a pair takes, in one batch: a median."""
     alone = kreg.RegistrationModel(model.input, {output: model.output[output]})
-    batch = {name: ops.convert_to_tensor(images[name][:100]) for name in ("moving", "fixed")}
+    batch = {name: ops.convert_to_tensor(images[name][:BATCH]) for name in ("moving", "fixed")}
     for _ in range(2):  # compiles
         alone.predict_on_batch(batch)
     spent = []

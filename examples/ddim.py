@@ -1,6 +1,6 @@
 """Register images that were turned, scaled and shifted far: a cascade trained on itself.
 
-    python examples/ddim.py                                # digits, about ten minutes on a core
+    python examples/ddim.py                                # digits, about five minutes on a core
     KREG_DATA=FOLDER python examples/ddim.py --images brains
     python examples/ddim.py --images faces
     python examples/ddim.py --quick                        # a few steps, to see that it runs
@@ -67,7 +67,7 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe(GreyValues(), 64, (2400, 100), MatchingStage()),
+    "digits": Recipe(GreyValues(), 64, (6000, 100), MatchingStage((16, 16), 16)),
     # Edges, not grey values: an inverted contrast changes nothing.
     "brains": Recipe(GradientMagnitudes(), 20, (4000, 100), MatchingStage()),
     "faces": Recipe(GreyValues(), 32, (1500, 100), MatchingStage(), mirrored=True),
@@ -124,7 +124,7 @@ def brains(path=None):
 # --- training ---
 
 
-def optimizer(steps, rate=3e-3):
+def optimizer(steps, rate=6e-3):
     """Return Adam with one cycle of the learning rate and clipped gradients."""
     warmup = max(1, steps // 20)
     schedule = keras.optimizers.schedules.CosineDecay(

@@ -1,5 +1,6 @@
 """The linear transform between two images, from their features."""
 
+import functools
 from collections.abc import Sequence
 from itertools import product
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kreg import backend
 from kreg.groups import Affine
 from kreg.layers.matrix_exp_affine import MatrixExpAffine
 from kreg.ops.coordinates import centred_frame, check_same_size
@@ -94,25 +96,18 @@ class Matcher(keras.layers.Layer):
         # Two a block; in one list, for Keras saves no layers of a list within a list.
         self._blocks = [convolution(width, width, 3, f"block{i}") for i in range(4)]
         self._field = convolution(
-            width, dimensions + 1, 3, "field",
+            width, dimensions + 1, 1, "field",
             kernel_initializer=self.field_initializer, dtype="float32",
         )  # fmt: skip
 
     def call(self, fixed, moving, image):
         """Return matrices ``(batch, D + 1, D + 1)``, fixed to moving, in the centred world."""
         self.compute_output_shape(fixed.shape, moving.shape, image.shape)  # refuses what is wrong
-        fixed, moving = self._standard(fixed), self._standard(moving)
-        seen = [moving - fixed, fixed]
-        if self.radius is not None:
-            seen.append(_correlation(fixed, moving, self.radius))
-        x = _leaky(self._entry(ops.concatenate(seen, axis=-1)))
+        seen = _compiled_seen(self.radius, self.compute_dtype)(fixed, moving)
+        x = _leaky(self._entry(seen))
         for first, second in zip(self._blocks[::2], self._blocks[1::2], strict=True):
             x = _leaky(x + second(_leaky(first(x))))
         return self._regression(self._field(x), known_sizes(image))
-
-    def _standard(self, features):
-        """Standardised features: statistics in float32, the rest in the compute dtype."""
-        return ops.cast(standardise(ops.cast(features, "float32")), self.compute_dtype)
 
     def _regression(self, field, sizes):
         """The matrix that fits v = field[..., :D] best, weighted by softmax(field[..., D])."""
@@ -132,15 +127,12 @@ class Matcher(keras.layers.Layer):
             ops.convert_to_tensor(x, "float32") for x in (products, moves, _RIDGE * np.eye(size))
         )
 
-        field = ops.reshape(ops.cast(field, "float32"), (-1, count, axes + 1))
-        weights = ops.softmax(field[..., axes:], axis=1)  # (batch, cells, 1)
-        normal = ops.sum(weights * products, axis=1)
-        normal = ops.reshape(normal, (-1, size, size)) + ridge
-        right = ops.sum((weights * field[..., :axes])[..., None] * moves, axis=(1, 2))
+        equations = _compiled_equations(field, products, moves)
+        normal, right = equations[..., :-1] + ridge, equations[..., -1:]
         # A NaN among the equations of one sample would end the whole batch: it stays on the right.
         finite = ops.all(ops.isfinite(normal), axis=(1, 2), keepdims=True)
         normal = ops.where(finite, normal, ridge)
-        coefficients = ops.solve(normal, right[..., None])[..., 0]
+        coefficients = ops.solve(normal, right)[..., 0]
         return MatrixExpAffine(self.group, scale=scale)(coefficients)
 
     def compute_output_spec(self, fixed, moving, image):
@@ -177,6 +169,34 @@ class Matcher(keras.layers.Layer):
         for name in ("group", "kernel_initializer", "field_initializer"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+@functools.lru_cache
+def _compiled_seen(radius, dtype):
+    """What the blocks see of two images' features: statistics in float32, then in `dtype`."""
+
+    def seen(fixed, moving):
+        fixed, moving = (
+            ops.cast(standardise(ops.cast(x, "float32")), dtype) for x in (fixed, moving)
+        )
+        beside = [] if radius is None else [_correlation(fixed, moving, radius)]
+        return ops.concatenate([moving - fixed, fixed, *beside], axis=-1)
+
+    return backend.compiled(seen)
+
+
+def _equations(field, products, moves):
+    """The normal equations of the regression, ``(batch, K, K + 1)``, right sides last."""
+    products, moves = (ops.stop_gradient(x) for x in (products, moves))  # constants
+    count, axes, size = moves.shape
+    field = ops.reshape(ops.cast(field, "float32"), (-1, count, axes + 1))
+    weights = ops.softmax(field[..., axes:], axis=1)  # (batch, cells, 1)
+    normal = ops.reshape(ops.sum(weights * products, axis=1), (-1, size, size))
+    right = ops.sum((weights * field[..., :axes])[..., None] * moves, axis=(1, 2))
+    return ops.concatenate([normal, right[..., None]], axis=-1)
+
+
+_compiled_equations = backend.compiled(_equations)
 
 
 def _leaky(x):

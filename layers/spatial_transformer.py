@@ -6,18 +6,21 @@ import keras
 from keras import ops
 
 from kreg import backend
-from kreg.ops.coordinates import spatial_shape
+from kreg.ops.coordinates import identity_grid, spatial_shape
 from kreg.ops.displacement import warp
 from kreg.ops.interpolation import sample, sample_nearest, zero_border
-from kreg.ops.linear import matrix_to_displacement, voxel_matrix
+from kreg.ops.linear import transform_points, voxel_matrix
 
 
 @functools.lru_cache
 def _compiled_warp(sampler, border, image_gradient):
-    def function(moving, displacement):
+    def function(moving, transform):
         # Stopped inside the boundary: outside it, XLA would still compute the gradient.
         moving = moving if image_gradient else ops.stop_gradient(moving)
-        return warp(moving, displacement, sampler=sampler, border=border)
+        if len(transform.shape) == 3:  # inside, too: XLA then never stores the points
+            points = transform_points(transform, identity_grid(spatial_shape(moving))[None])
+            return sampler(moving, points, border=border)
+        return warp(moving, transform, sampler=sampler, border=border)
 
     return backend.compiled(function)
 
@@ -72,10 +75,9 @@ class SpatialTransformer(keras.layers.Layer):
             moving = ops.cast(moving, self.compute_dtype)
         if len(transform.shape) == 3:
             shape = self.compute_output_shape(moving.shape, transform.shape)[1:-1]
-            voxels = voxel_matrix(
+            transform = voxel_matrix(
                 transform, shape, fixed_spacing=self.spacing, moving_spacing=self.spacing
             )
-            transform = matrix_to_displacement(voxels, spatial_shape(moving))
         compiled = _compiled_warp(self.sampler, self.border, self.image_gradient)
         return compiled(moving, ops.cast(transform, "float32"))
 

@@ -30,6 +30,8 @@ _COARSE = 32
 _CELLS = 8
 #: And at least this many along each: fewer do not show what changes along it.
 _FEWEST = 2
+#: The first convolution takes cells of at most this many voxels: side by side they cost little.
+_PATCH = 4
 #: Sides are not shrunk to fewer voxels than this by the dense step: a few slices would be none.
 _SHORT = 8
 
@@ -80,9 +82,9 @@ class MatchingStage:
     def layers(self, number: int, stride: int, group) -> tuple[Interpolator, Matcher]:
         """Return the layers of stage `number`, whose cells are `stride` voxels of its image."""
         total = stride * self.upsampling
-        first = max(f for f in range(1, total + 1) if total % f == 0 and f * f <= total)
+        first = max(f for f in range(1, _PATCH + 1) if total % f == 0)
         interpolator = Interpolator(
-            self.filters, strides=(total // first, first), factor=self.upsampling,
+            self.filters, strides=(first, total // first), factor=self.upsampling,
             resampling=self.resampling, group=group, name=f"interpolator{number}",
         )  # fmt: skip
         matcher = Matcher(self.width, group=group, radius=self.radius, name=f"matcher{number}")

@@ -112,6 +112,25 @@ def test_the_symbolic_output_is_the_real_one(shape, policy):
         assert tuple(layer.compute_output_shape((2, *shape, 3))) == tuple(real.shape)
 
 
+@each_shape
+def test_cells_side_by_side_are_kernels_laid_on_one_after_the_other(shape):
+    layer = seeded(strides=(4, 1), factor=1, resampling=False)
+    padded = [-(-size // 4) * 4 for size in shape]
+    images = image(padded)
+    layer(images)
+    first, second = layer._convolutions
+    kernel, bias = (numpy(weight) for weight in first.weights)
+    bias = bias + 0.1
+    first.bias.assign(bias)
+    cells = np.zeros((len(images), *(size // 4 for size in padded), 4), "float32")
+    for place in np.ndindex(cells.shape[:-1]):
+        batch, *cell = place
+        patch = images[(batch, *(slice(4 * i, 4 * i + 4) for i in cell))]
+        cells[place] = np.tensordot(patch, kernel, patch.ndim) + bias
+    expected = numpy(second(np.maximum(cells, 0)))
+    np.testing.assert_allclose(numpy(layer(images)), expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("shape", [(64, 50), (49, 57), (48, 41, 44)], ids=str)
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1)], ids=str)
 def test_the_cells_divide_the_image_evenly(shape, strides):
