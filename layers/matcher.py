@@ -103,7 +103,10 @@ class Matcher(keras.layers.Layer):
     def call(self, fixed, moving, image):
         """Return matrices ``(batch, D + 1, D + 1)``, fixed to moving, in the centred world."""
         self.compute_output_shape(fixed.shape, moving.shape, image.shape)  # refuses what is wrong
-        seen = _compiled_seen(self.radius, self.compute_dtype)(fixed, moving)
+        if self.radius is None:
+            seen = _compiled_seen(self.compute_dtype)(fixed, moving)
+        else:  # XLA would compile its many shifts for seconds
+            seen = _seen(fixed, moving, self.compute_dtype, self.radius)
         x = _leaky(self._entry(seen))
         for first, second in zip(self._blocks[::2], self._blocks[1::2], strict=True):
             x = _leaky(x + second(_leaky(first(x))))
@@ -171,18 +174,16 @@ class Matcher(keras.layers.Layer):
         return cls(**config)
 
 
-@functools.lru_cache
-def _compiled_seen(radius, dtype):
+def _seen(fixed, moving, dtype, radius=None):
     """What the blocks see of two images' features: statistics in float32, then in `dtype`."""
+    fixed, moving = (ops.cast(standardise(ops.cast(x, "float32")), dtype) for x in (fixed, moving))
+    beside = [] if radius is None else [_correlation(fixed, moving, radius)]
+    return ops.concatenate([moving - fixed, fixed, *beside], axis=-1)
 
-    def seen(fixed, moving):
-        fixed, moving = (
-            ops.cast(standardise(ops.cast(x, "float32")), dtype) for x in (fixed, moving)
-        )
-        beside = [] if radius is None else [_correlation(fixed, moving, radius)]
-        return ops.concatenate([moving - fixed, fixed, *beside], axis=-1)
 
-    return backend.compiled(seen)
+@functools.lru_cache
+def _compiled_seen(dtype):
+    return backend.compiled(functools.partial(_seen, dtype=dtype))
 
 
 def _equations(field, products, moves):

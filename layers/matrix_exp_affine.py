@@ -4,12 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kreg import backend
 from kreg.groups import Affine
 from kreg.ops.matrix_exponential import matrix_exponential
-
-# Some sixty products of tiny matrices: one by one most of their time would go into calls.
-_compiled_exponential = backend.compiled(matrix_exponential)
 
 
 @keras.saving.register_keras_serializable("kreg")
@@ -57,7 +53,7 @@ class MatrixExpAffine(keras.layers.Layer):
         generators = self.group.generators(side - 1)
         # A sum of products: `ops.matmul` may round the coefficients to 10 bits on a GPU.
         coefficients = ops.reshape(ops.cast(coefficients, "float32"), (-1, len(generators), 1, 1))
-        matrix = _compiled_exponential(ops.sum(ops.multiply(coefficients, generators), axis=1))
+        matrix = matrix_exponential(ops.sum(ops.multiply(coefficients, generators), axis=1))
         lengths = np.array([self.scale] * (side - 1) + [1.0])
         return ops.multiply(matrix, (lengths[:, None] / lengths).astype("float32"))
 

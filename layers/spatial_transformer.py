@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from kreg import backend
-from kreg.ops.coordinates import identity_grid, spatial_shape
+from kreg.ops.coordinates import spatial_shape
 from kreg.ops.displacement import warp
 from kreg.ops.interpolation import sample, sample_nearest, zero_border
-from kreg.ops.linear import transform_points, voxel_matrix
+from kreg.ops.linear import transform_grid, voxel_matrix
 
 
 @functools.lru_cache
@@ -17,8 +17,8 @@ def _compiled_warp(sampler, border, image_gradient):
     def function(moving, transform):
         # Stopped inside the boundary: outside it, XLA would still compute the gradient.
         moving = moving if image_gradient else ops.stop_gradient(moving)
-        if len(transform.shape) == 3:  # inside, too: XLA then never stores the points
-            points = transform_points(transform, identity_grid(spatial_shape(moving))[None])
+        if len(transform.shape) == 3:
+            points = transform_grid(transform, spatial_shape(moving))
             return sampler(moving, points, border=border)
         return warp(moving, transform, sampler=sampler, border=border)
 

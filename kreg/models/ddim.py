@@ -82,7 +82,8 @@ class MatchingStage:
     def layers(self, number: int, stride: int, group) -> tuple[Interpolator, Matcher]:
         """Return the layers of stage `number`, whose cells are `stride` voxels of its image."""
         total = stride * self.upsampling
-        first = max(f for f in range(1, _PATCH + 1) if total % f == 0)
+        divisors = [f for f in range(2, total + 1) if total % f == 0] or [1]
+        first = max((f for f in divisors if f <= _PATCH), default=divisors[0])
         interpolator = Interpolator(
             self.filters, strides=(first, total // first), factor=self.upsampling,
             resampling=self.resampling, group=group, name=f"interpolator{number}",

@@ -39,11 +39,13 @@ def standardise(image, weights=None):
 
     if weights is not None:
         image = ops.where(weights > 0, image, 0.0)  # what is masked may be NaN
-    centred = image - mean(image)
+    middle = mean(image)
+    centred = image - middle
     # Once more: over many voxels a float32 mean is off by more than the floor below.
     centred = centred - mean(centred)
-    floor = _RELATIVE_FLOOR * mean(ops.square(image)) + TINY
-    return centred * ops.rsqrt(mean(ops.square(centred)) + floor)
+    variance = mean(ops.square(centred))
+    floor = _RELATIVE_FLOOR * (variance + ops.square(middle)) + TINY  # of the mean square
+    return centred * ops.rsqrt(variance + floor)
 
 
 def normalise_locally(image, sigma: float, mask=None, *, floor: float = 0.02):

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from kreg import groups
 from kreg.data.known_transforms import KnownTransforms, RandomAffine
-from kreg.layers import MatrixExpAffine, integrate_velocity, spatial_transformer
+from kreg.layers import MatrixExpAffine, integrate_velocity, matcher, spatial_transformer
 from kreg.losses import NCC
 from kreg.losses.endpoint_error import EndpointError
 from kreg.losses.feature_residual import FeatureResidual
@@ -49,10 +49,14 @@ SMALL_DENSE = NetworkStep(functools.partial(UNET, head=DenseHead()))
 def _uncompiled(monkeypatch, uncompiled):
     """Warps run op by op: XLA takes a second to compile one for each shape."""
     monkeypatch.setattr(spatial_transformer.backend, "compiled", lambda function: function)
-    spatial_transformer._compiled_warp.cache_clear()
+    caches = spatial_transformer._compiled_warp, matcher._compiled_seen
+    for cache in caches:
+        cache.cache_clear()
     monkeypatch.setattr(integrate_velocity, "_square", self_compose)
+    monkeypatch.setattr(matcher, "_compiled_equations", matcher._equations)
     yield
-    spatial_transformer._compiled_warp.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def small(shape, **options):
