@@ -53,7 +53,7 @@ def _uncompiled(monkeypatch, uncompiled):
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(integrate_velocity, "_square", self_compose)
-    monkeypatch.setattr(matcher, "_compiled_equations", matcher._equations)
+    monkeypatch.setattr(matcher, "_compiled_sums", matcher._sums)
     yield
     for cache in caches:
         cache.cache_clear()
