@@ -527,7 +527,7 @@ def _transform_table(results, kind, name) -> list[str]:
                     label, f"{row['median']:.2f}", f"{row['95th']:.2f}", f"{row['below']:.1f}",
                     f"{row['object']:.2f}",
                     "" if seconds is None or inner else f"{seconds:.0f}",
-                    "" if cost is None or inner else f"{cost:.2f}",
+                    "" if cost is None or inner else f"{cost:.3g}",
                 )
             )  # fmt: skip
     return [*lines, ""] if len(lines) > 4 else []
