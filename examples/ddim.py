@@ -1,6 +1,6 @@
 """Register images that were turned, scaled and shifted far: a cascade trained on itself.
 
-    python examples/ddim.py                                # digits, about five minutes on a core
+    python examples/ddim.py                                # digits, about four minutes on a core
     KREG_DATA=FOLDER python examples/ddim.py --images brains
     python examples/ddim.py --images faces
     python examples/ddim.py --quick                        # a few steps, to see that it runs

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kreg import backend
-from kreg.ops.coordinates import COORDINATE_DTYPE, spatial_shape
+from kreg.ops.coordinates import COORDINATE_DTYPE, grid_axes, spatial_shape
 from kreg.ops.displacement import integrate, self_compose
 from kreg.ops.interpolation import lower_corner
 
@@ -25,10 +25,10 @@ def _cells(displacement):
     dtype = "int64" if math.prod(known) >= 2**31 else "int32"
     dimensions = len(sizes)
     points, inside = [], []
-    for axis, component in enumerate(ops.unstack(displacement, axis=-1)):
-        index = ops.arange(sizes[axis], dtype=COORDINATE_DTYPE)
-        point = component + ops.reshape(index, (-1,) + (1,) * (dimensions - 1 - axis))
-        points.append(ops.clip(point, 0.0, ops.cast(sizes[axis] - 1, COORDINATE_DTYPE)))
+    components = ops.unstack(displacement, axis=-1)
+    for component, axis, size in zip(components, grid_axes(sizes), sizes, strict=True):
+        point = component + axis
+        points.append(ops.clip(point, 0.0, ops.cast(size - 1, COORDINATE_DTYPE)))
         inside.append(ops.cast(point == points[-1], COORDINATE_DTYPE))
     lower, fraction = lower_corner(ops.stack(points, axis=-1), sizes, dtype)
 

@@ -80,6 +80,23 @@ def check_displacement(displacement, name: str = "displacement"):
     return displacement
 
 
+def grid_axes(shape: Sequence) -> list:
+    """The coordinates of `identity_grid`, which broadcast: along axis d ``(n_d, 1, ..., 1)``.
+
+    Where a grid goes into sums and products, it is cheaper axis by axis than stored as points.
+
+    Args:
+        shape: the D spatial sizes, ints or scalar tensors.
+
+    Returns:
+        D tensors, float32 voxels.
+    """
+    return [
+        ops.reshape(ops.arange(size, dtype=COORDINATE_DTYPE), (-1,) + (1,) * trailing)
+        for size, trailing in zip(shape, reversed(range(len(shape))), strict=True)
+    ]
+
+
 def identity_grid(shape: Sequence):
     """grid[x] = x: the voxel index of every voxel.
 

@@ -11,6 +11,7 @@ from kreg.ops.coordinates import (
     COORDINATE_DTYPE,
     check_displacement,
     check_image,
+    grid_axes,
     spatial_shape,
 )
 from kreg.ops.filters import along_axis
@@ -54,12 +55,9 @@ def warp(moving, displacement, *, border: Border = zero_border, sampler=sample):
 
 def _displaced(displacement):
     """phi(x) = x + u(x). Axis by axis, as the sampler goes on: XLA then never stores the points."""
-    points = []
-    for axis, component in enumerate(ops.unstack(displacement, axis=-1), 1):
-        index = ops.arange(ops.shape(displacement)[axis], dtype=COORDINATE_DTYPE)
-        trailing = len(component.shape) - 1 - axis
-        points.append(component + ops.reshape(index, (-1,) + (1,) * trailing))
-    return ops.stack(points, axis=-1)
+    axes = grid_axes(spatial_shape(displacement))
+    pairs = zip(ops.unstack(displacement, axis=-1), axes, strict=True)
+    return ops.stack([component + axis for component, axis in pairs], axis=-1)
 
 
 def compose(outer, inner):

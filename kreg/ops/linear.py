@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
-from kreg.ops.coordinates import COORDINATE_DTYPE, centred_frame, identity_grid
+from kreg.ops.coordinates import COORDINATE_DTYPE, centred_frame, grid_axes, identity_grid
 
 
 def check_matrix(matrix, dimensions: int):
@@ -119,16 +119,8 @@ def transform_grid(matrix, shape: Sequence[int]):
     Raises:
         ValueError: if the sizes of matrix and grid do not fit.
     """
-    axes = len(shape)
-    # An axis each, not a grid of points: what they are multiplied with is broadcast late.
-    columns = [
-        ops.reshape(
-            ops.arange(size, dtype=COORDINATE_DTYPE),
-            (*(1,) * (axis + 1), -1, *(1,) * (axes - 1 - axis)),
-        )
-        for axis, size in enumerate(shape)
-    ]
-    return _transformed(check_matrix(matrix, axes), columns)
+    columns = [axis[None] for axis in grid_axes(shape)]
+    return _transformed(check_matrix(matrix, len(shape)), columns)
 
 
 def _transformed(matrix, columns):
